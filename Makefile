@@ -1,0 +1,50 @@
+# make demo   a bundled robot learns from the bundled clip on the CPU, a few minutes after installation
+# make test   everything is set up and tested, against the built wheel
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+DEMO := runs/demo
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test test-slow lint wheel bench clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "pip>=25"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: setup
+	rm -rf $(DEMO)
+	$(BIN)/nil-jax train unitree_a1 examples/a1_prowl.mp4 --output $(DEMO) --num-timesteps 100000 --num-evals 4
+	@echo "Look at $(DEMO)/comparison.mp4 and $(DEMO)/curves.png"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The tests run against the built wheel, from a folder without the sources: what ships is what is checked.
+wheel: setup
+	rm -rf build/wheel build/check
+	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel.log 2>&1 || (cat build/wheel.log; exit 1)
+	$(BIN)/pip install --quiet --no-deps --target build/check build/wheel/*.whl
+
+test: lint wheel
+	mkdir -p build/empty
+	$(BIN)/pyright --pythonpath $(BIN)/python build/check/nil_jax
+	cd build/empty && PYTHONPATH=$(CURDIR)/build/check $(BIN)/python -m pytest $(CURDIR)/tests \
+	    -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: wheel
+	mkdir -p build/empty
+	cd build/empty && PYTHONPATH=$(CURDIR)/build/check $(BIN)/python -m pytest $(CURDIR)/tests \
+	    -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider -m slow $(ARGS)
+
+bench: setup
+	mkdir -p build/bench
+	for name in physics train silhouette; do $(BIN)/python benchmarks/$$name.py --quick --json build/bench/$$name.json; done
+
+clean:
+	rm -rf build runs *.egg-info

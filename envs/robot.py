@@ -1,0 +1,288 @@
+"""`RobotEnv`: any prepared MJCF robot as an environment on MJX.
+
+Frames: world x forward, z up; the base frame is that of the robot's first body; the heading frame is the world frame
+turned by the robot's yaw. Units: m, rad, s, N m. Axes: G geoms, J joints, U actuators, C contact geoms, F feet.
+"""
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+from mujoco import mjx
+
+from nil_jax.envs.base import Env, State
+from nil_jax.envs.mjcf import Prepared, prepare
+
+
+@dataclass(frozen=True)
+class RobotSpec:
+    """What the registry knows about a robot beyond its MJCF."""
+
+    name: str
+    source: str  # "embedded", "mujoco-menagerie", or the path of an MJCF file
+    body: str = "robot"  # "humanoid" or "quadruped": the word for the video model's prompt
+    start_pose: Mapping[str, float] = field(default_factory=dict)  # joint -> rad; overrides the keyframes, by name
+    stiffness: Mapping[str, float] = field(default_factory=dict)  # part of a joint's name -> N m / rad of its servo
+    fall_height: float = 0.6  # fallen when the base is below this fraction of its standing height
+    target_velocity: float = 1.25  # m/s, forward speed of the plain locomotion reward
+
+    @property
+    def handle(self) -> str:
+        """What `make` takes to find this robot again."""
+        return self.source if self.source.endswith((".xml", ".mjcf")) else self.name
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Physics and control of a robot."""
+
+    ctrl_dt: float = 0.02  # s between two actions
+    sim_dt: float = 0.004  # s between two physics steps
+    actuation: str = "position"  # "position": servo on target angles; "torque": the paper's
+    action_scale: float = 0.6  # rad of target angle at |action| = 1 (position)
+    damping_per_stiffness: float = 0.03  # s; servo damping over servo stiffness
+    episode_length: int = 500  # control steps until truncation
+    reset_noise: float = 0.02  # rad and rad/s, uniform, on the joints
+    reset_velocity: float = 0.0  # m/s forward at reset
+    feet: tuple[str, ...] | None = None  # names of the foot bodies; None: the lowest leaf bodies
+    fall_tilt: float = 1.0  # rad between the base's z axis and the vertical at which the robot has fallen
+
+    def __post_init__(self):
+        for name in ("ctrl_dt", "sim_dt", "action_scale", "episode_length", "fall_tilt"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        for name in ("reset_noise", "damping_per_stiffness"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
+        if self.actuation not in ("position", "torque"):
+            raise ValueError(f'actuation: expected "position" or "torque", got {self.actuation!r}')
+        if abs(self.ctrl_dt / self.sim_dt - self.n_substeps) > 1e-6:
+            raise ValueError(f"ctrl_dt: expected a multiple of sim_dt ({self.sim_dt} s), got {self.ctrl_dt} s")
+
+    @property
+    def n_substeps(self) -> int:
+        """Physics steps in one control step."""
+        return max(1, round(self.ctrl_dt / self.sim_dt))
+
+
+def forward_kinematics(
+    mjx_model: mjx.Model, qpos: Float[Array, "nq"]
+) -> tuple[Float[Array, "G 3"], Float[Array, "G 3 3"]]:
+    """World positions (m) and rotations of all geoms at `qpos`; vmappable over `qpos`."""
+    data = mjx.kinematics(mjx_model, mjx.make_data(mjx_model).replace(qpos=qpos))
+    return data.geom_xpos, data.geom_xmat
+
+
+class RobotEnv(Env):
+    """One robot on a flat floor.
+
+    Actions in [-1, 1]: target angles `default + action_scale * action` (position) or torques `limit * action` (torque).
+    `metrics` holds `forward_velocity` (m/s), `foot_slip_speed` (m/s, mean over the feet in contact) and `fall` (0 or
+    1). `info` holds `step`, and for reward terms `last_action`, `torque` [U] (N m), and for each foot `foot_contact`
+    [F] (0 or 1) and `foot_velocity` [F, 3] (m/s over the last control step, of the part that touches the floor).
+    """
+
+    def __init__(self, spec: RobotSpec, model: mujoco.MjSpec, config: EnvConfig):
+        prepared = prepare(
+            model,
+            sim_dt=config.sim_dt,
+            actuation=config.actuation,
+            damping_per_stiffness=config.damping_per_stiffness,
+            feet=config.feet,
+            stiffness=spec.stiffness,
+        )
+        self.spec, self.config, self.prepared = spec, config, prepared
+        self.mj_model = prepared.mj_model
+        try:
+            self.mjx_model = mjx.put_model(prepared.mj_model)
+        except NotImplementedError as error:
+            raise ValueError(f"model: expected what MJX can simulate, got {error}") from None
+        self.dt, self.episode_length = config.ctrl_dt, config.episode_length
+        self.joint_names = prepared.joint_names
+        self.joint_range = _joint_range(prepared.mj_model)
+        self.base_body_id, self.floor_geom_id = prepared.base_body_id, prepared.floor_geom_id
+        self.robot_geom_ids, self.foot_geom_ids = prepared.robot_geom_ids, prepared.foot_geom_ids
+        self.fingerprint = _fingerprint(prepared)
+        self.action_size = prepared.mj_model.nu
+        self._foot_lower = _LowerEnds(prepared.mj_model, prepared.foot_geom_ids)
+        foot_bodies = prepared.mj_model.geom_bodyid[prepared.foot_geom_ids]
+        self._foot_of_geom = (np.unique(foot_bodies)[:, None] == foot_bodies).astype(np.float32)  # [F, C]
+        self.torque_limit = prepared.torque_limit.astype(np.float32)
+
+        stand = prepared.keyframes.get("stand", prepared.keyframes.get("home"))
+        if stand is None:
+            stand = next(iter(prepared.keyframes.values()), prepared.mj_model.qpos0)
+        start = self._posed(prepared.keyframes.get("walk", stand), spec.start_pose)
+        self.default_qpos = self._on_floor(stand)
+        self.start_qpos = self._on_floor(start)
+        self.standing_height = float(self.default_qpos[2])
+        self.observation_size = 2 * len(self.joint_names) + 3 + 1 + 3 + 3 + 2 + 1 + self.action_size
+
+    def with_start(self, qpos: Float[np.ndarray, "nq"]) -> "RobotEnv":
+        """The same robot, reset to another start pose."""
+        if qpos.shape != self.start_qpos.shape:
+            raise ValueError(f"start pose: expected {self.start_qpos.shape}, got {qpos.shape}")
+        env = copy.copy(self)
+        env.start_qpos = np.asarray(qpos, np.float32)
+        return env
+
+    def reset(self, key: PRNGKeyArray) -> State:
+        """The start pose with a little noise on the joints, feet on the floor."""
+        key_q, key_v = jax.random.split(key)
+        noise, nj = self.config.reset_noise, len(self.joint_names)
+        low, high = jnp.array(self.joint_range, jnp.float32).T
+        joints = jnp.array(self.start_qpos[7:]) + jax.random.uniform(key_q, (nj,), minval=-noise, maxval=noise)
+        qpos = jnp.concatenate([jnp.array(self.start_qpos[:7]), jnp.clip(joints, low, high)])
+        qpos = grounded(self, qpos)
+        base_velocity = jnp.zeros(6).at[0].set(self.config.reset_velocity)
+        qvel = jnp.concatenate([base_velocity, jax.random.uniform(key_v, (nj,), minval=-noise, maxval=noise)])
+        action = jnp.zeros(self.action_size)
+        # Frames of bodies and geoms are all that is looked at; mjx.step computes the rest.
+        data = mjx.kinematics(self.mjx_model, mjx.make_data(self.mjx_model).replace(qpos=qpos, qvel=qvel))
+        info = {"step": jnp.int32(0), "last_action": action, "foot_position": data.geom_xpos[self.foot_geom_ids]}
+        return self._state(data, info)
+
+    def step(self, state: State, action: Float[Array, "U"]) -> State:
+        """`n_substeps` of physics under one action."""
+        action = jnp.clip(action, -1.0, 1.0)
+        data = state.data.replace(ctrl=self._control(action))
+
+        def substep(data: mjx.Data, _: None) -> tuple[mjx.Data, None]:
+            return mjx.step(self.mjx_model, data), None
+
+        data, _ = jax.lax.scan(substep, data, None, length=self.config.n_substeps)
+        # mjx.step leaves the frames of bodies and geoms at the pose before its last integration.
+        data = mjx.kinematics(self.mjx_model, data)
+        info = {name: state.info[name] for name in ("step", "foot_position")}
+        return self._state(data, info | {"last_action": action, "step": info["step"] + 1})
+
+    def lowest_point(self, geom_xpos: Float[Array, "G 3"], geom_xmat: Float[Array, "G 3 3"]) -> Float[Array, ""]:
+        """Height of the lowest point of the feet, m."""
+        return self._foot_lower(geom_xpos, geom_xmat).min()
+
+    def _posed(self, qpos: np.ndarray, pose: Mapping[str, float]) -> np.ndarray:
+        qpos = np.array(qpos)
+        for name, angle in pose.items():
+            if name in self.joint_names:
+                qpos[7 + self.joint_names.index(name)] = angle
+        return qpos
+
+    def _on_floor(self, qpos: np.ndarray) -> np.ndarray:
+        """`grounded` by the C engine, which needs no compilation."""
+        data = mujoco.MjData(self.mj_model)
+        data.qpos[:] = qpos
+        mujoco.mj_kinematics(self.mj_model, data)
+        lowest = self.lowest_point(data.geom_xpos, data.geom_xmat.reshape(-1, 3, 3))
+        return np.concatenate([qpos[:2], [qpos[2] - float(lowest)], qpos[3:]]).astype(np.float32)
+
+    def _control(self, action: Float[Array, "U"]) -> Float[Array, "U"]:
+        if self.config.actuation == "torque":
+            return action * jnp.array(self.torque_limit)
+        joints = self.prepared.actuated
+        low, high = jnp.array(self.joint_range[joints], jnp.float32).T
+        return jnp.clip(jnp.array(self.default_qpos[7:][joints]) + self.config.action_scale * action, low, high)
+
+    def _state(self, data: mjx.Data, info: dict[str, Array]) -> State:
+        finite = jnp.isfinite(data.qpos).all() & jnp.isfinite(data.qvel).all()
+        foot_position = data.geom_xpos[self.foot_geom_ids]
+        touching = (self._foot_lower(data.geom_xpos, data.geom_xmat) < CONTACT_HEIGHT) * self._foot_of_geom  # [F, C]
+        geom_velocity = (foot_position - info["foot_position"]) / self.dt
+        info = info | {
+            "foot_position": foot_position,
+            "foot_velocity": touching @ geom_velocity / jnp.maximum(touching.sum(axis=1, keepdims=True), 1.0),
+            "foot_contact": touching.max(axis=1),
+            "torque": data.actuator_force,
+        }
+        up = rotation_matrix(data.qpos[3:7])[2, 2]
+        height = data.qpos[2] - 0.0
+        fallen = (
+            (height < self.spec.fall_height * self.standing_height) | (up < np.cos(self.config.fall_tilt)) | ~finite
+        )
+        velocity = jnp.where(finite, data.qvel[0], 0.0)
+        obs = jnp.where(finite, self._observation(data, info["last_action"]), 0.0)
+        info = {name: jnp.where(finite, value, jnp.zeros_like(value)) for name, value in info.items()}
+        reward = jnp.where(fallen, 0.0, jnp.exp(-jnp.square(velocity - self.spec.target_velocity)))
+        slip = (info["foot_contact"] * jnp.linalg.norm(info["foot_velocity"][:, :2], axis=1)).sum()
+        metrics = {
+            "forward_velocity": velocity,
+            "foot_slip_speed": slip / jnp.maximum(info["foot_contact"].sum(), 1.0),
+            "fall": fallen.astype(jnp.float32),
+        }
+        return State(data, obs, reward, fallen, info["step"] >= self.episode_length, metrics, info)
+
+    def _observation(self, data: mjx.Data, last_action: Float[Array, "U"]) -> Float[Array, "O"]:
+        rotation = rotation_matrix(data.qpos[3:7])
+        forward = rotation[:2, 0] / jnp.maximum(jnp.linalg.norm(rotation[:2, 0]), 1e-6)  # (cos yaw, sin yaw)
+        cos, sin = forward
+        vx, vy, vz = data.qvel[:3]
+        return jnp.concatenate(
+            [
+                data.qpos[7:] - jnp.array(self.default_qpos[7:]),
+                data.qvel[6:],
+                -rotation[2],  # direction of gravity in the base frame
+                data.qpos[2:3],
+                jnp.stack([cos * vx + sin * vy, cos * vy - sin * vx, vz]),
+                data.qvel[3:6],
+                forward,
+                data.qpos[1:2],  # lateral offset: the camera follows along x only, so the mask depends on it
+                last_action,
+            ]
+        )
+
+
+CONTACT_HEIGHT = 0.01  # m; a foot geom lower than this counts as touching the floor
+
+
+def rotation_matrix(quat: Float[Array, "4"]) -> Float[Array, "3 3"]:
+    """The rotation of a unit quaternion (w, x, y, z)."""
+    w, x, y, z = quat
+    return jnp.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def grounded(env: RobotEnv, qpos: Float[Array, "nq"]) -> Float[Array, "nq"]:
+    """`qpos` moved up or down so that the lowest point of the feet is at z = 0; vmappable."""
+    return qpos.at[2].add(-env.lowest_point(*forward_kinematics(env.mjx_model, qpos)))
+
+
+class _LowerEnds:
+    """Heights of the lowest points of spheres and capsules."""
+
+    def __init__(self, model: mujoco.MjModel, geom_ids: np.ndarray):
+        is_capsule = model.geom_type[geom_ids] == mujoco.mjtGeom.mjGEOM_CAPSULE
+        self.geom_ids = geom_ids
+        self.radius = model.geom_size[geom_ids, 0].astype(np.float32)
+        self.half_length = np.where(is_capsule, model.geom_size[geom_ids, 1], 0.0).astype(np.float32)
+
+    def __call__(self, geom_xpos: Float[Array, "G 3"], geom_xmat: Float[Array, "G 3 3"]) -> Float[Array, "C"]:
+        axis_z = geom_xmat[self.geom_ids, 2, 2]
+        return geom_xpos[self.geom_ids, 2] - abs(axis_z) * self.half_length - self.radius
+
+
+def _joint_range(model: mujoco.MjModel) -> np.ndarray:
+    """[J, 2]; joints without limits get +-pi (hinges) or +-1 m (slides)."""
+    slide = model.jnt_type[1:, None] == mujoco.mjtJoint.mjJNT_SLIDE
+    free = np.where(slide, 1.0, np.pi) * np.array([[-1.0, 1.0]])
+    return np.where(model.jnt_limited[1:, None].astype(bool), model.jnt_range[1:], free)
+
+
+def _fingerprint(prepared: Prepared) -> str:
+    """A short hash of what decides how the robot looks and moves: geometry, joints and their limits."""
+    model, digest = prepared.mj_model, hashlib.sha256()
+    for name in ("body_parentid", "body_pos", "body_quat", "geom_type", "geom_group", "geom_bodyid", "geom_size"):
+        digest.update(np.ascontiguousarray(getattr(model, name)).tobytes())
+    for name in ("geom_pos", "geom_quat", "jnt_axis", "jnt_range", "jnt_pos", "mesh_vert"):
+        digest.update(np.round(getattr(model, name), 5).astype(np.float32).tobytes())
+    digest.update("/".join(prepared.joint_names).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,30 @@
+"""nil_jax: teach a robot a motor skill from one generated video."""
+
+from nil_jax import envs, rewards
+from nil_jax.config import Config, preset
+from nil_jax.evaluation import evaluate
+from nil_jax.learning import make_actor_critic, make_policy
+from nil_jax.reference import Reference, prepare_reference, read_video, with_embeddings
+from nil_jax.rewards import load_encoder
+from nil_jax.rollout import ImitationEnv
+from nil_jax.training import TrainingResult, train
+from nil_jax.types import Transition
+
+__all__ = [
+    "Config",
+    "ImitationEnv",
+    "Reference",
+    "TrainingResult",
+    "Transition",
+    "envs",
+    "evaluate",
+    "load_encoder",
+    "make_actor_critic",
+    "make_policy",
+    "prepare_reference",
+    "preset",
+    "read_video",
+    "rewards",
+    "train",
+    "with_embeddings",
+]

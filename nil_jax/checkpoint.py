@@ -1,0 +1,84 @@
+"""Checkpoints of whole pytrees by orbax, atomic and in numbered steps.
+
+Orbax rejects arrays of size zero, of which an `mjx.Data` holds many, and typed keys: non-empty leaves are saved by
+path, and a template gives the structure and the rest.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+    """The checkpoints of one run: named parts, saved together under a step number.
+
+    Args:
+        folder: where they are; made on the first save.
+        keep: how many of the newest are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder = folder.resolve()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    @property
+    def latest(self) -> int | None:
+        """The newest whole checkpoint's step."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, parts: Mapping[str, Any]) -> None:
+        """Writes the parts as one checkpoint; one that breaks off leaves the earlier ones whole."""
+        items = {name: ocp.args.StandardSave(_leaves(tree)) for name, tree in parts.items()}
+        self._manager.save(step, args=ocp.args.Composite(**items))
+        self._manager.wait_until_finished()
+
+    def restore(self, templates: Mapping[str, Any]) -> dict[str, Any]:
+        """The named parts of the newest checkpoint, in the structure of their templates.
+
+        Raises:
+            ValueError: no checkpoint, or one whose leaves do not fit the templates.
+        """
+        if self.latest is None:
+            raise ValueError(f"checkpoint: expected at least one in {self.folder}, got none; train first")
+        items = {name: ocp.args.StandardRestore(_leaves(tree)) for name, tree in templates.items()}
+        try:
+            found = self._manager.restore(self.latest, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"checkpoint: expected one of the same settings in {self.folder}, got another: {reason}"
+            ) from None
+        return {name: _fill(templates[name], found[name]) for name in templates}
+
+    def close(self) -> None:
+        """Frees what orbax holds open."""
+        self._manager.close()
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf: Any) -> jax.Array:
+    return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+
+
+def _leaves(tree: Any) -> dict[str, jax.Array]:
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    plain = {jax.tree_util.keystr(path): _plain(leaf) for path, leaf in paths}
+    return {path: leaf for path, leaf in plain.items() if leaf.size}
+
+
+def _fill(template: Any, leaves: Mapping[str, jax.Array]) -> Any:
+    def pick(path: tuple, leaf: Any) -> Any:
+        found = leaves.get(jax.tree_util.keystr(path))
+        if found is None:
+            return leaf
+        return jax.random.wrap_key_data(found) if _is_key(leaf) else found
+
+    return jax.tree_util.tree_map_with_path(pick, template)

@@ -1,0 +1,300 @@
+"""The commands of `nil-jax`: parse, call the library, print. Exit codes: 0 done, 2 bad input, 1 a defect."""
+
+import dataclasses
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from nil_jax.config import PRESETS, Config, preset
+from nil_jax.reference import ReferenceConfig
+
+OUT = Console()
+ERR = Console(stderr=True)
+Output = Annotated[Path, arg(aliases=["-o"])]
+# The nested settings, each field a flag of its own name.
+Settings = OmitArgPrefixes[Config]
+
+
+def robots(*, json_output: Annotated[bool, arg(name="json")] = False) -> None:
+    """List the robots that can be trained, and where each model comes from.
+
+    Args:
+        json_output: print one JSON object instead of a table.
+    """
+    from nil_jax.envs import robots
+
+    found = robots()
+    if json_output:
+        print(json.dumps({name: {"source": spec.source, "body": spec.body} for name, spec in found.items()}))
+        return
+    table = Table("robot", "body", "model from")
+    for name, spec in found.items():
+        table.add_row(name, spec.body, spec.source)
+    OUT.print(table)
+    OUT.print("or the path of any MJCF file (.xml) with one robot that faces +x")
+
+
+def frame(
+    robot: Positional[str],
+    *,
+    output: Output,
+    size: int = 768,
+    floor: bool = False,
+) -> None:
+    """Render the start frame of a robot: side view, on white, for any image-to-video model.
+
+    Args:
+        robot: name or path of an MJCF file.
+        output: image to write (.png).
+        size: width and height, px.
+        floor: draw the floor instead of plain white.
+    """
+    from PIL import Image
+
+    from nil_jax.envs import make
+    from nil_jax.reference import start_frame
+
+    if not 16 <= size <= 4096:
+        raise ValueError(f"size: expected 16 to 4096 px, got {size}")
+    _check_new(output)
+    Image.fromarray(start_frame(make(robot), size, floor=floor)).save(output)
+    ERR.print(f"wrote {output}", highlight=False)
+
+
+def prepare(
+    robot: Positional[str],
+    video: Positional[Path],
+    *,
+    output: Output,
+    config: OmitArgPrefixes[ReferenceConfig] = ReferenceConfig(),  # noqa: B008 (frozen)
+    encoder: str | None = None,
+    encoder_pooling: Literal["cls", "mean"] = "cls",
+    json_output: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Turn a clip into a reference: masks, fitted camera and start pose, embeddings, and a preview to look at.
+
+    Args:
+        robot: name or path of an MJCF file.
+        video: video file, or folder of frames.
+        output: folder to make (walk.ref); it holds preview.mp4.
+        config: settings.
+        encoder: folder or Hugging Face id of a TimeSformer, to embed the clip now rather than before training.
+        encoder_pooling: how its tokens become one embedding.
+        json_output: print one JSON object on standard output.
+    """
+    from nil_jax.envs import make
+    from nil_jax.reference import prepare_reference, read_video, write_preview
+    from nil_jax.rewards import load_encoder
+
+    _check_new(output)
+    env, clip = make(robot), read_video(video)
+    loaded = None if encoder is None else load_encoder(encoder, encoder_pooling)
+    with ERR.status("prepare ...") as status:
+        reference = prepare_reference(
+            env,
+            clip,
+            encoder=loaded,
+            progress=lambda stage, part: status.update(f"{stage} {part:.0%}"),
+            **dataclasses.asdict(config),
+        )
+    reference.save(output)
+    write_preview(output / "preview.mp4", reference, env, clip)
+    made = dict(reference.provenance) | {
+        "ticks": len(reference.masks),
+        "duration": len(reference.masks) / reference.fps,
+    }
+    if json_output:
+        print(json.dumps(made))
+    else:
+        ERR.print(
+            f"{output}: {ticks} ticks at {reference.fps:g} per second, first-frame IoU "
+            f"{made['first_frame_iou']:.2f}; look at {output / 'preview.mp4'}",
+            highlight=False,
+        )
+
+
+def train(
+    robot: Positional[str],
+    video: Positional[Path],
+    *,
+    output: Output,
+    config: Settings = Config(),  # noqa: B008 (frozen)
+    preset: Literal["cpu", "gpu"] = "cpu",
+    resume: bool = False,
+) -> None:
+    """Train a policy to move like the robot in a video.
+
+    Args:
+        robot: name or path of an MJCF file.
+        video: video file, folder of frames, or a reference that `nil-jax prepare` made.
+        output: folder of the run.
+        config: settings.
+        preset: settings to start from; single flags change them.
+        resume: go on with the run in the output folder.
+    """
+    import nil_jax
+    from nil_jax.reference import ARRAYS, Reference
+
+    del preset  # `main` has read it: it sets the defaults of the other flags
+    clip = Reference.load(video) if (video / ARRAYS).is_file() else video
+    nil_jax.train(nil_jax.envs.make(robot, config.env), clip, config=config, output=output, resume=resume)
+
+
+def evaluate(
+    run: Positional[Path],
+    *,
+    num_envs: int = 16,
+    seed: int = 0,
+    json_output: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Evaluate the newest policy of a run beside its controls.
+
+    Args:
+        run: folder of the run.
+        num_envs: episodes of each policy.
+        seed: of the starts.
+        json_output: print one JSON object on standard output.
+    """
+    from nil_jax import evaluation
+    from nil_jax.run import evaluation_table
+
+    env, policies = _load(run)
+    policy = policies.pop("policy")
+    rows = evaluation.evaluate(env, policy, others=policies, num_envs=num_envs, seed=seed)
+    if json_output:
+        print(json.dumps(rows))
+    else:
+        OUT.print(evaluation_table(rows))
+
+
+def render(run: Positional[Path], *, output: Output, seed: int = 0, size: int = 320) -> None:
+    """Write a video of the newest policy of a run, side by side with the reference.
+
+    Args:
+        run: folder of the run.
+        output: video to write (.mp4).
+        seed: of the start.
+        size: of the rendered robot, px.
+    """
+    import jax
+
+    from nil_jax.evaluation import episode_pictures, run_episodes
+    from nil_jax.report import write_comparison
+
+    _check_new(output)
+    env, policies = _load(run)
+    if env.reference is None:
+        raise ValueError(f"run: expected one with a reference video, got {run}, which was trained without")
+    policy = {"policy": policies["policy"]}
+    episodes = jax.device_get(jax.jit(lambda key: run_episodes(env, policy, 1, key))(jax.random.key(seed)))
+    write_comparison(output, env.reference, episode_pictures(env, episodes["policy"], size))
+    ERR.print(f"wrote {output}", highlight=False)
+
+
+def _load(run: Path):
+    """The environment of a run, and its policies: the newest one and the untrained one."""
+    import jax
+
+    from nil_jax.envs import make
+    from nil_jax.learning import make_policy
+    from nil_jax.rewards import load_encoder
+    from nil_jax.rollout import ImitationEnv
+    from nil_jax.run import SavedRun
+    from nil_jax.training import make_program
+
+    saved = SavedRun.load(run)
+    config = saved.config
+    robot = make(saved.robot, config.env)
+    if robot.fingerprint != saved.fingerprint:
+        raise ValueError(f"run: expected the robot it was trained with, but the model of {saved.robot} has changed")
+    encoder = load_encoder(config.train.encoder, config.train.encoder_pooling) if config.train.encoder else None
+    env = ImitationEnv(robot, saved.reference, config.reward, encoder)
+    actor_critic = make_program(env, config).actor_critic
+    template = actor_critic.init(jax.random.key(config.train.seed))
+    learners = {"policy": saved.learner(template), "untrained policy": template}
+    return env, {name: make_policy(actor_critic, learner, deterministic=True) for name, learner in learners.items()}
+
+
+def _check_new(output: Path) -> None:
+    if output.exists():
+        raise ValueError(f"output: expected a name that is not taken, got {output}, which exists; choose another")
+    if not output.parent.is_dir():
+        raise ValueError(f"output: expected a folder {output.parent}, which is not there; make it first")
+
+
+COMMANDS = {
+    "robots": robots,
+    "frame": frame,
+    "prepare": prepare,
+    "train": train,
+    "eval": evaluate,
+    "render": render,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the command `nil-jax`."""
+    argv = sys.argv[1:] if argv is None else argv
+    use_compilation_cache()
+    try:
+        commands = dict(COMMANDS)
+        commands["train"] = _with_preset(argv)
+        tyro.extras.subcommand_cli_from_dict(commands, prog="nil-jax", args=argv, description=__doc__.splitlines()[0])
+    except KeyboardInterrupt:
+        ERR.print("stopped; go on with --resume")
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        if not _is_ours(error):
+            raise
+        ERR.print(f"nil-jax: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    import os
+
+    import jax
+
+    from nil_jax.cache import cache_folder
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _with_preset(argv: list[str]):
+    """The command `train` with the defaults of the preset that the arguments name."""
+    import functools
+    import inspect
+    import itertools
+
+    name = next((b for a, b in itertools.pairwise(argv) if a == "--preset"), "cpu")
+    chosen = preset(name if name in PRESETS else "cpu")  # an unknown name is refused by the parser
+    signature = inspect.signature(train)
+    parameters = [p.replace(default=chosen) if p.name == "config" else p for p in signature.parameters.values()]
+
+    @functools.wraps(train)
+    def command(*args, **kwargs):
+        return train(*args, **kwargs)
+
+    command.__signature__ = signature.replace(parameters=parameters)
+    return command
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised by this package on purpose: the message of any other is a defect's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    roots = [str(Path(sys.modules[name].__file__).parent) for name in ("nil_jax", "nil_jax.envs", "nil_jax.rewards")]
+    return bool(frames) and any(frames[-1].filename.startswith(root) for root in roots)
+
+
+if __name__ == "__main__":
+    main()

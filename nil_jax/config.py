@@ -1,0 +1,117 @@
+"""All settings of a run in one frozen tree, its presets, and how it is stored."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from nil_jax.envs import EnvConfig
+from nil_jax.learning import LearnerConfig
+from nil_jax.reference import ReferenceConfig
+from nil_jax.rewards import RewardConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run around the learner."""
+
+    num_timesteps: int = 1_000_000  # control steps over all environments
+    num_envs: int = 64
+    seed: int = 0
+    num_evals: int = 10  # evaluations over the run, the last one at its end; a checkpoint is saved with each
+    num_eval_envs: int = 16
+    checkpoint_replay: bool = True  # exact resume needs the replay; without it checkpoints are small
+    encoder: str | None = None  # folder or Hugging Face id of a TimeSformer; None: the video term is off
+    encoder_pooling: Literal["cls", "mean"] = "cls"
+
+    def __post_init__(self):
+        for name in ("num_timesteps", "num_envs", "num_evals", "num_eval_envs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        if self.num_timesteps < self.num_envs:
+            raise ValueError(f"num_timesteps: expected at least num_envs ({self.num_envs}), got {self.num_timesteps}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. Field names are unique over all parts, so each is one flag of the command line."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+
+    def with_fields(self, **values: Any) -> "Config":
+        """A copy with single fields changed, each named without its part: `config.with_fields(num_envs=128)`.
+
+        Raises:
+            ValueError: an unknown field.
+        """
+        parts = {}
+        for part in dataclasses.fields(self):
+            known = {f.name for f in dataclasses.fields(part.default_factory)}
+            changes = {name: values.pop(name) for name in list(values) if name in known}
+            parts[part.name] = dataclasses.replace(getattr(self, part.name), **changes)
+        if values:
+            name = next(iter(values))
+            raise ValueError(f"config: expected a field that exists, got {name!r}; type: nil-jax train --help")
+        return Config(**parts)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "cpu": {},
+    "gpu": {
+        "num_envs": 2048,
+        "num_timesteps": 50_000_000,
+        "batch_size": 4096,
+        "learning_starts": 50_000,
+        "checkpoint_replay": False,
+    },
+}
+
+
+def preset(name: str) -> Config:
+    """The settings of a preset: "cpu" (two cores) or "gpu" (one accelerator).
+
+    Raises:
+        ValueError: an unknown preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return Config().with_fields(**PRESETS[name])
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """All fields by name, without their parts."""
+    return {name: value for part in dataclasses.asdict(config).values() for name, value in part.items()}
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes the settings as JSON."""
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def load_config(path: Path) -> Config:
+    """Reads what `save_config` wrote.
+
+    Raises:
+        ValueError: not JSON, or fields that do not exist or do not fit.
+    """
+    try:
+        raw = json.loads(path.read_text())
+        parts = {}
+        for part in dataclasses.fields(Config):
+            # JSON has no tuples, and no field is a list.
+            fields = {name: tuple(v) if isinstance(v, list) else v for name, v in raw[part.name].items()}
+            parts[part.name] = part.default_factory(**fields)
+        return Config(**parts)
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"config: expected the settings of a run in {path}, got {error!r}") from None
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two settings differ: name -> (old, new)."""
+    before, after = flatten(old), flatten(new)
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}

@@ -1,0 +1,166 @@
+"""Policies beside their controls, over one episode each.
+
+Axes: N environments, T control steps or ticks.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
+from mujoco import mjx
+
+from nil_jax.envs import AutoResetWrapper, RobotEnv, State
+from nil_jax.reference import Reference
+from nil_jax.rewards import Encoder, RewardConfig, mask_iou
+from nil_jax.rollout import ImitationEnv, collect
+
+Policy = Callable[[Float[Array, "N O"], PRNGKeyArray], tuple[Float[Array, "N A"], dict]]
+
+
+def zero_action(action_size: int) -> Policy:
+    """The control that does nothing: position targets stay at the default pose."""
+    return lambda observation, key: (jnp.zeros((*observation.shape[:-1], action_size)), {})
+
+
+def random_policy(action_size: int) -> Policy:
+    """The control that draws each action uniformly."""
+    return lambda observation, key: (
+        jax.random.uniform(key, (*observation.shape[:-1], action_size), minval=-1.0, maxval=1.0),
+        {},
+    )
+
+
+class Episodes(NamedTuple):
+    """One episode in each of N environments. Metrics are explained at `run_episodes`."""
+
+    metrics: dict[str, Float[Array, "N"]]
+    qpos: Float[Array, "T nq"]  # of the first environment, at ticks
+    alive: Bool[Array, "T"]  # whether its episode still goes on
+
+
+def run_episodes(
+    env: ImitationEnv, policies: Mapping[str, Policy], num_envs: int, key: PRNGKeyArray
+) -> dict[str, Episodes]:
+    """One episode of each policy in `num_envs` environments, all in one batch; pure, so that a caller may jit it.
+
+    The metrics, by environment: `return` (sum of rewards until the episode ends), `length` (s), `fall` (0 or 1),
+    `distance` (m along x until the end), `speed` (m/s), `foot_slip` (m/s, mean over steps), and with a reference
+    `mask_iou` (mean over the clip, 0 after a fall) and `mask_iou_shuffled`, the same against the reference's masks in
+    another order: what of the IoU is not due to moving at the right time.
+    """
+
+    def mixed(observation: Array, key: PRNGKeyArray) -> tuple[Array, dict]:
+        parts = observation.reshape(len(policies), num_envs, -1)
+        keys = jax.random.split(key, len(policies))
+        actions = [policy(part, k)[0] for policy, part, k in zip(policies.values(), parts, keys, strict=True)]
+        return jnp.concatenate(actions), {}
+
+    ticks = env.control_steps_per_tick
+    num_ticks = env.clip_length - 1 if env.reference is not None else env.episode_length // ticks
+    key_order, key_reset, key_run = jax.random.split(key, 3)
+    order = jax.random.permutation(key_order, num_ticks) + 1
+    auto_env = AutoResetWrapper(env)
+
+    def tick(state: State, inputs: tuple[Array, PRNGKeyArray]) -> tuple[State, tuple[dict[str, Array], Array]]:
+        other, key = inputs
+        # What ends starts again, as in training; `_metrics` counts the first episode only.
+        state, _, steps = collect(auto_env, mixed, state, key)
+        if env.reference is not None:
+            iou = mask_iou(env.masks(state), jnp.repeat(env.ref_masks[other][None], len(state.reward), axis=0))
+            iou = jnp.where(steps["done"][-1], 0.0, iou) * ticks
+            steps = steps | {"shuffled": jnp.zeros_like(steps["reward"]).at[-1].set(iou)}
+        return state, (steps, state.data.qpos[::num_envs])
+
+    state = auto_env.reset(jax.random.split(key_reset, len(policies) * num_envs))
+    _, (steps, qpos) = jax.lax.scan(tick, state, (order, jax.random.split(key_run, num_ticks)))
+    done = jnp.cumsum(steps["done"].any(axis=1), axis=0) > 0  # [T, N]
+    qpos = jnp.concatenate([state.data.qpos[::num_envs][None], qpos])
+    alive = jnp.concatenate([jnp.ones_like(done[:1]), ~done])[:, ::num_envs]
+    steps = jax.tree.map(lambda leaf: leaf.reshape(-1, len(policies), num_envs), steps)
+    return {
+        name: Episodes(_metrics(jax.tree.map(lambda leaf, i=i: leaf[:, i], steps), env.dt), qpos[:, i], alive[:, i])
+        for i, name in enumerate(policies)
+    }
+
+
+def _metrics(steps: dict[str, Float[Array, "T N"]], dt: float) -> dict[str, Float[Array, "N"]]:
+    """Sums over the first episode of each environment."""
+    ended = jnp.cumsum(steps["done"], axis=0)
+    alive = ((ended - steps["done"]) == 0).astype(jnp.float32)  # up to and with the step that ends the episode
+    count = alive.sum(axis=0)
+    distance = (alive * steps["forward_velocity"]).sum(axis=0) * dt
+    result = {
+        "return": (alive * steps["reward"]).sum(axis=0),
+        "length": count * dt,
+        "fall": (alive * steps["fall"]).max(axis=0),
+        "distance": distance,
+        "speed": distance / (count * dt),
+        "foot_slip": (alive * steps["foot_slip_speed"]).sum(axis=0) / count,
+    }
+    if "shuffled" in steps:
+        result["mask_iou"] = (alive * steps["reward/mask"]).mean(axis=0)
+        result["mask_iou_shuffled"] = (alive * steps["shuffled"]).mean(axis=0)
+    return result
+
+
+def controls(action_size: int) -> dict[str, Policy]:
+    """What every policy is compared with."""
+    return {"zero action": zero_action(action_size), "random policy": random_policy(action_size)}
+
+
+def summary(episodes: Mapping[str, Episodes]) -> dict[str, dict[str, float]]:
+    """For each policy the means over its environments, and the return's standard deviation as `return_std`."""
+    rows = {}
+    for name, episode in episodes.items():
+        rows[name] = {metric: float(np.mean(values)) for metric, values in episode.metrics.items()}
+        rows[name]["return_std"] = float(np.std(episode.metrics["return"]))
+    return rows
+
+
+def evaluate(
+    env: RobotEnv | ImitationEnv,
+    policy: Policy,
+    reference: Reference | None = None,
+    *,
+    reward: RewardConfig | None = None,
+    encoder: Encoder | None = None,
+    others: Mapping[str, Policy] | None = None,
+    num_envs: int = 16,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Runs a policy beside its controls: zero action, random policy, and whatever `others` holds.
+
+    Args:
+        env: the robot, or an `ImitationEnv`, which brings reference, reward and encoder with it.
+        policy: `policy(observation [N, O], key) -> (action [N, A], extras)`.
+        reference: what was imitated; None evaluates the env's own reward.
+        reward: weights of the terms.
+        encoder: for the video term.
+        others: more policies by name, such as the untrained one.
+        num_envs: episodes of each.
+        seed: of starts and random actions.
+
+    Returns:
+        By name ("policy", "zero action", "random policy", ...) the means that `run_episodes` describes.
+    """
+    if not isinstance(env, ImitationEnv):
+        env = ImitationEnv(env, reference, reward, encoder)
+    policies = {"policy": policy, **(others or {}), **controls(env.action_size)}
+    run = jax.jit(lambda key: run_episodes(env, policies, num_envs, key))
+    found = jax.device_get(run(jax.random.key(seed)))
+    return summary({name: found[name] for name in policies})  # jit returns dicts in the order of their keys
+
+
+def episode_pictures(env: ImitationEnv, episode: Episodes, size: int) -> UInt8[np.ndarray, "T size size 3"]:
+    """The first robot of an evaluated episode in pictures, one per tick, until it ends."""
+    qpos = jnp.asarray(episode.qpos[np.asarray(episode.alive)])
+
+    @jax.jit
+    def draw(qpos: Float[Array, "nq"]) -> UInt8[Array, "size size 3"]:
+        data = mjx.kinematics(env.env.mjx_model, mjx.make_data(env.env.mjx_model).replace(qpos=qpos))
+        return env.pictures(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], data), size)[0]
+
+    return np.stack([np.asarray(draw(q)) for q in qpos])

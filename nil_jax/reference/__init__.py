@@ -1,0 +1,23 @@
+"""From a clip to a `Reference`: read, segment, resample, align, embed, preview."""
+
+from nil_jax.reference.align import Alignment, fit_start
+from nil_jax.reference.prepare import Reference, ReferenceConfig, prepare_reference, with_embeddings
+from nil_jax.reference.preview import write_preview
+from nil_jax.reference.segment import segment_uniform
+from nil_jax.reference.start_frame import start_frame
+from nil_jax.reference.video import Video, read_video, write_video
+
+__all__ = [
+    "Alignment",
+    "Reference",
+    "ReferenceConfig",
+    "Video",
+    "fit_start",
+    "prepare_reference",
+    "read_video",
+    "segment_uniform",
+    "start_frame",
+    "with_embeddings",
+    "write_preview",
+    "write_video",
+]

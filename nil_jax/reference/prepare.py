@@ -1,0 +1,269 @@
+"""`Reference`: what a clip has to say to the reward, at the reward's rate, for one robot.
+
+Axes: T ticks of the reward, S side of a frame, M side of a mask, D embedding, K frames of an encoder's clip.
+"""
+
+import importlib.metadata
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from nil_jax.reference.align import fit_start
+from nil_jax.reference.segment import crop, segment_uniform, square_crop
+from nil_jax.reference.video import Video, interpolate_masks, read_video, tick_times
+from nil_jax.rendering import Camera
+from nil_jax.rewards import Encoder, clip_indices, embed_clips
+
+FORMAT = 1  # of the folder; raised when older code could not read it
+ARRAYS, SETTINGS = "reference.npz", "reference.json"
+EMBEDDING = "embedding_"  # prefix of an embedding's name among the arrays; the encoder's digest follows
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A clip made ready: one frame, one mask and one embedding per tick of the reward."""
+
+    frames: UInt8[np.ndarray, "T S S 3"]  # robot on white
+    masks: Bool[np.ndarray, "T M M"]
+    fps: float  # ticks per second
+    camera: Camera  # fitted to the first frame; follows the base along x
+    start_qpos: Float[np.ndarray, "nq"]  # fitted to the first frame
+    loop: bool  # the last tick is followed by the first
+    embeddings: Mapping[str, Float[np.ndarray, "T D"]] = field(default_factory=dict)  # encoder digest -> embeddings
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values: where it comes from, how it was made
+
+    def __post_init__(self):
+        _expect("frames", self.frames, np.uint8, ("T", "S", "S", 3))
+        _expect("masks", self.masks, np.bool_, (len(self.frames), "M", "M"))
+        _expect("start_qpos", self.start_qpos, np.floating, ("nq",))
+        for name, shape in {"position": (3,), "rotation": (3, 3), "focal": (), "center": (2,)}.items():
+            _expect(f"camera.{name}", np.asarray(getattr(self.camera, name)), np.floating, shape)
+        for digest, embedding in self.embeddings.items():
+            _expect(f"embeddings[{digest}]", embedding, np.floating, (len(self.frames), "D"))
+        if not self.masks[0].any():
+            raise ValueError("masks: expected the robot in the first mask, got an empty one; prepare the clip again")
+        if not (np.isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"fps: expected ticks per second > 0, got {self.fps}")
+
+    def check_robot(self, env: Any) -> None:
+        """Raises ValueError when this reference was made for another robot."""
+        if self.provenance.get("fingerprint") != env.fingerprint:
+            made_for = f"{self.provenance.get('robot')} ({self.provenance.get('fingerprint')})"
+            raise ValueError(
+                f"reference: expected one made for {env.spec.name} ({env.fingerprint}), got one for {made_for}; "
+                "prepare the clip again with this robot"
+            )
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes a folder that `load` reads; either all of it or nothing.
+
+        Raises:
+            ValueError: The folder exists and `overwrite` is False.
+        """
+        folder = Path(folder)
+        if folder.exists() and not overwrite:
+            raise ValueError(
+                f"reference: expected a new folder, got {folder}, which exists; choose another or overwrite"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {f"camera_{f.name}": np.asarray(getattr(self.camera, f.name)) for f in fields(self.camera)}
+        arrays |= {EMBEDDING + digest: value for digest, value in self.embeddings.items()}
+        arrays |= {name: getattr(self, name) for name in ("frames", "masks", "start_qpos")}
+        settings = {"format": FORMAT, "fps": self.fps, "loop": self.loop, "provenance": dict(self.provenance)}
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+            new = Path(scratch) / "new"
+            new.mkdir()
+            np.savez_compressed(new / ARRAYS, **arrays)
+            (new / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+            if folder.exists():
+                os.replace(folder, Path(scratch) / "old")
+            os.replace(new, folder)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Reference":
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: Not such a folder, or a damaged one.
+        """
+        folder = Path(folder)
+        for name in (ARRAYS, SETTINGS):
+            if not (folder / name).is_file():
+                raise ValueError(
+                    f"reference: expected a folder with {name}, got {folder}; make one with `nil-jax prepare`"
+                )
+        try:
+            settings = json.loads((folder / SETTINGS).read_text())
+            if settings["format"] != FORMAT:
+                raise ValueError(f"format: expected {FORMAT}, got {settings['format']}")
+            # Opened here: np.load leaves the file open where it is not a whole archive.
+            with (folder / ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            camera = Camera(**{f.name: jnp.asarray(arrays[f"camera_{f.name}"]) for f in fields(Camera)})
+            embeddings = {k.removeprefix(EMBEDDING): v for k, v in arrays.items() if k.startswith(EMBEDDING)}
+            parts = {name: arrays[name] for name in ("frames", "masks", "start_qpos")}
+            fps, loop, provenance = float(settings["fps"]), bool(settings["loop"]), dict(settings["provenance"])
+            return cls(fps=fps, loop=loop, camera=camera, embeddings=embeddings, provenance=provenance, **parts)
+        except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            detail = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
+            raise ValueError(
+                f"reference {folder}: expected a complete one, got a damaged one ({detail}); prepare the clip again"
+            ) from None
+
+
+def _expect(name: str, array: Any, dtype: type, shape: tuple) -> None:
+    """Checks dtype and shape; letters stand for any positive size, the same letter for the same size."""
+    if not np.issubdtype(array.dtype, dtype):
+        raise TypeError(f"{name}: expected {dtype.__name__}, got {array.dtype}")
+    sizes: dict[str, int] = {}
+    fits = len(array.shape) == len(shape) and all(
+        got > 0 and got == (sizes.setdefault(want, got) if isinstance(want, str) else want)
+        for want, got in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(array.shape)}")
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """How a clip becomes a Reference."""
+
+    fps: float = 25.0  # ticks of the reward per second
+    mask_size: int = 64
+    frame_size: int = 224
+    loop: bool = False  # the clip is a cycle
+    speed: float = 1.0  # 2.0 plays the clip twice as fast: for clips in slow motion
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("fps", 1, 1000),
+            ("mask_size", 16, 512),
+            ("frame_size", 16, 1024),
+            ("speed", 0.05, 20),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}: expected a number from {low} to {high}, got {getattr(self, name)}")
+
+
+def prepare_reference(
+    env: Any,
+    video: str | Path | np.ndarray | Video,
+    *,
+    source_fps: float | None = None,
+    encoder: Encoder | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    **settings: Any,
+) -> Reference:
+    """From a clip to a Reference: reads, segments, resamples, fits camera and start pose, embeds.
+
+    Args:
+        env: The robot, from `nil_jax.envs.make`.
+        video: What `read_video` takes.
+        source_fps: Frames per second of the clip, for arrays and folders of frames.
+        encoder: From `nil_jax.rewards.load_encoder`; without it the embeddings come later, by `with_embeddings`.
+        progress: Called with the name of the stage and its finished part in [0, 1].
+        **settings: Fields of `ReferenceConfig`.
+
+    Raises:
+        ValueError: The clip cannot be read or shows no robot, or a setting is out of range.
+    """
+    config = ReferenceConfig(**settings)
+    report = progress or (lambda stage, part: None)
+    report("read", 0.0)
+    video = read_video(video, fps=source_fps)
+    report("segment", 0.0)
+    source_masks = segment_uniform(video.frames)
+    square = square_crop(source_masks)
+    times = _times(video, config)
+    report("resample", 0.0)
+    source_masks = crop(source_masks, square, False)
+    masks = _masks_at(source_masks, times, config)
+    shown = np.round(times).astype(int) % len(video.frames)
+    frames = crop(video.frames, square, 255)
+    frames[~source_masks] = 255
+    frames = np.stack([resized(frame, config.frame_size) for frame in frames])[shown]
+    report("align", 0.0)
+    fit = fit_start(env, masks[0], progress=lambda part: report("align", part))
+    provenance = {
+        "robot": env.spec.name,
+        "fingerprint": env.fingerprint,
+        "source": video.name,
+        "source_sha256": video.sha256,
+        "source_fps": video.fps,
+        "source_frames": len(video.frames),
+        "source_size": [video.frames.shape[2], video.frames.shape[1]],
+        "source_shortened": video.shortened,
+        "crop": list(square),
+        "segmentation": "uniform",
+        "first_frame_iou": round(fit.iou, 4),
+        "nil_jax": importlib.metadata.version("nil-jax"),
+        **asdict(config),
+    }
+    reference = Reference(frames, masks, config.fps, fit.camera, fit.start_qpos, config.loop, {}, provenance)
+    return reference if encoder is None else with_embeddings(reference, encoder)
+
+
+def _times(video: Video, config: ReferenceConfig) -> Float[np.ndarray, "T"]:
+    times = tick_times(len(video.frames), video.fps, config.fps, speed=config.speed, loop=config.loop)
+    if len(times) < 2:
+        raise ValueError(
+            f"video {video.name}: expected a clip of at least 2 ticks at {config.fps:g} per second, "
+            f"got {video.duration:.2f} s at speed {config.speed:g}; raise fps or lower speed"
+        )
+    return times
+
+
+def clip_at_ticks(video: Video, reference: Reference) -> UInt8[np.ndarray, "T S S 3"]:
+    """The clip as it was, background included, cut and resampled like the reference that was made from it."""
+    made = reference.provenance
+    config = ReferenceConfig(**{f.name: made[f.name] for f in fields(ReferenceConfig)})
+    shown = np.round(_times(video, config)).astype(int) % len(video.frames)
+    return np.stack([resized(f, config.frame_size) for f in crop(video.frames[shown], tuple(made["crop"]), 255)])
+
+
+def _masks_at(
+    masks: Bool[np.ndarray, "n h w"], times: np.ndarray, config: ReferenceConfig
+) -> Bool[np.ndarray, "T M M"]:
+    """Resampled at five times the final resolution (odd, so that pixel centres stay pixel centres), for thin legs."""
+    fine = np.stack([resized(mask, 5 * config.mask_size) for mask in masks])
+    fine = interpolate_masks(fine, times, loop=config.loop)
+    return np.stack([resized(mask, config.mask_size) for mask in fine])
+
+
+def resized(image: np.ndarray, side: int) -> np.ndarray:
+    """A square picture at another size: averaged or linear; a mask: read at the pixel centres, as the renderer does."""
+    if image.dtype == bool:
+        return np.asarray(Image.fromarray(image.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)) > 0
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def with_embeddings(reference: Reference, encoder: Encoder, *, batch_size: int = 8) -> Reference:
+    """The reference with one embedding per tick, of the clip of K frames that ends there; as it is if it has them.
+
+    Before the first tick stands the first frame, K - 1 times, as in the simulator after a reset (in a looping reference
+    too, so the first K - 1 ticks of later rounds compare with clips that start at rest).
+
+    Args:
+        reference: Any.
+        encoder: From `nil_jax.rewards.load_encoder`.
+        batch_size: Clips embedded at once.
+    """
+    if encoder.digest in reference.embeddings:
+        return reference
+    frames = np.stack([resized(frame, encoder.image_size) for frame in reference.frames])
+    embedding = embed_clips(encoder, frames, clip_indices(len(frames), encoder.num_frames), batch_size)
+    return replace(reference, embeddings=dict(reference.embeddings) | {encoder.digest: embedding})

@@ -1,0 +1,263 @@
+"""Reading and writing videos. A video is T frames at an even rate; everything else about the file ends here.
+
+Axes: T frames, H rows, W columns, S output ticks.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image, UnidentifiedImageError
+from scipy.ndimage import distance_transform_edt
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MAX_SECONDS = 30.0
+MAX_FRAMES = 900
+MAX_SIDE = 768  # with MAX_FRAMES this bounds a decoded video to 1.6 GB
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames at an even rate, and where they came from."""
+
+    frames: UInt8[np.ndarray, "T H W 3"]
+    fps: float  # frames per second
+    name: str = "array"  # file or folder name, for people
+    sha256: str = ""  # of the file's bytes (a folder: of its images in order; an array: of the array)
+    shortened: bool = False  # True where the source went on past the limits of read_video
+
+    def __post_init__(self):
+        shape, dtype = np.shape(self.frames), getattr(self.frames, "dtype", None)
+        if dtype != np.uint8:
+            raise TypeError(f"frames: expected uint8 in [0, 255], got {dtype}; convert with .astype(np.uint8)")
+        if len(shape) != 4 or shape[-1] != 3:
+            raise ValueError(f"frames: expected shape [T, H, W, 3], got {list(shape)}")
+        if shape[0] < 2:
+            raise ValueError(f"video {self.name}: expected at least 2 frames, got {shape[0]}; give a longer clip")
+        if min(shape[1:3]) < 16:
+            raise ValueError(f"video {self.name}: expected frames of at least 16x16, got {shape[2]}x{shape[1]}")
+        if not (np.isfinite(self.fps) and 0.1 <= self.fps <= 1000):
+            raise ValueError(f"fps: expected a rate in [0.1, 1000] frames per second, got {self.fps}")
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame's start to the last frame's end."""
+        return len(self.frames) / self.fps
+
+
+def read_video(
+    source: "str | Path | np.ndarray | Video", *, fps: float | None = None, max_seconds: float = MAX_SECONDS
+) -> Video:
+    """Reads a clip: a file that FFmpeg knows (mp4, mov, webm, gif, ...), a folder of images, or an array.
+
+    Transparent pixels become white, uneven frame times are made even (nearest frame), frames larger than 768 pixels are
+    scaled down while reading, and what comes after `max_seconds` or 900 frames is not read (`Video.shortened`).
+
+    Args:
+        source: A path, a folder of images in name order, an array `[T, H, W, 3]` uint8, or a Video (returned as is).
+        fps: Frames per second: needed for an array and a folder; a file brings its own, which this replaces.
+        max_seconds: How much of the clip is read.
+
+    Raises:
+        ValueError: Nothing there, not a video, damaged, fewer than two frames, or `fps` missing or out of range.
+        TypeError: An array that is not uint8.
+    """
+    if isinstance(source, Video):
+        return source
+    if isinstance(source, np.ndarray):
+        if fps is None:
+            raise ValueError("fps: expected frames per second with an array of frames, got none; pass fps=30.0")
+        limit = max(2, min(MAX_FRAMES, int(max_seconds * fps)))
+        digest = hashlib.sha256(np.ascontiguousarray(source)).hexdigest()
+        return Video(source[:limit], float(fps), sha256=digest, shortened=len(source) > limit)
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(f"video: expected a file or a folder of frames, got {path}: nothing there; check the path")
+    if path.is_dir():
+        return _read_folder(path, fps, max_seconds)
+    return _read_file(path, fps, max_seconds)
+
+
+def _read_folder(path: Path, fps: float | None, max_seconds: float) -> Video:
+    if fps is None:
+        raise ValueError(f"fps: expected frames per second with the folder {path}, got none; pass fps=30.0")
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"video {path}: expected images ({', '.join(IMAGE_SUFFIXES)}) in the folder, got none")
+    limit = max(2, min(MAX_FRAMES, int(max_seconds * fps)))
+    digest, frames = hashlib.sha256(), []
+    for file in files[:limit]:
+        digest.update(file.read_bytes())
+        try:
+            with Image.open(file) as image:
+                frames.append(_fit(image.convert("RGBA")))
+        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"video {path}: expected readable images, got {file.name} ({_one_line(error)})") from None
+        if frames[-1].shape != frames[0].shape:
+            raise ValueError(
+                f"video {path}: expected images of one size, got {frames[0].shape[1::-1]}, "
+                f"and {frames[-1].shape[1::-1]} for {file.name}"
+            )
+    return Video(np.stack(frames), float(fps), path.name, digest.hexdigest(), shortened=len(files) > limit)
+
+
+def _read_file(path: Path, fps: float | None, max_seconds: float) -> Video:
+    frames, times, shortened, count = [], [], False, 0
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"video {path}: expected a video stream, got none; give an mp4, mov, webm or gif")
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate or stream.guessed_rate or 30)
+            for frame, time in _timed(container.decode(stream), rate):
+                if len(frames) == MAX_FRAMES or (times and time - times[0] >= max_seconds):
+                    shortened = True
+                    break
+                count += 1
+                times.append(time)
+                frames.append(_pixels(frame))
+    except (av.FFmpegError, OSError, MemoryError) as error:
+        detail = f"one that breaks after {count} frames" if count else "none"
+        raise ValueError(f"video {path}: expected a readable video, got {detail} ({_one_line(error)})") from None
+    if not frames:
+        raise ValueError(f"video {path}: expected at least 2 frames, got 0; re-export it as mp4 (H.264)")
+    if any(frame.shape != frames[0].shape for frame in frames):
+        raise ValueError(f"video {path}: expected frames of one size, got several; re-export it as mp4 (H.264)")
+    even, even_rate = _even(np.asarray(times), rate)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Video(np.stack([frames[i] for i in even]), float(fps or even_rate), path.name, digest, shortened)
+
+
+def _timed(frames: Iterator[av.VideoFrame], rate: float) -> Iterator[tuple[av.VideoFrame, float]]:
+    """Frames with their time in seconds; where a stream has no usable times, an even rate stands in."""
+    last = -np.inf
+    for index, frame in enumerate(frames):
+        time = index / rate if frame.time is None else float(frame.time)
+        last = time if time > last else last + 1 / rate
+        yield frame, last
+
+
+def _even(times: Float[np.ndarray, "T"], rate: float) -> tuple[Int[np.ndarray, "S"], float]:
+    """Indices that turn frames at `times` into an even rate, and that rate: as they are where they are already even."""
+    if len(times) < 2:
+        return np.arange(len(times)), rate
+    steps = np.diff(times)
+    step = float(np.median(steps))
+    if np.all(np.abs(steps - step) < 0.2 * step):
+        return np.arange(len(times)), (len(times) - 1) / float(times[-1] - times[0])
+    count = min(MAX_FRAMES, round((times[-1] - times[0]) / step) + 1)
+    return nearest(times, times[0] + step * np.arange(count)), 1 / step
+
+
+def _pixels(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+    scale = min(1.0, MAX_SIDE / max(frame.width, frame.height))
+    width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+    has_alpha = any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8"
+    image = frame.to_ndarray(width=width, height=height, format="rgba" if has_alpha else "rgb24")
+    return _on_white(image) if has_alpha else image
+
+
+def _fit(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    return _on_white(np.asarray(image))
+
+
+def _on_white(rgba: UInt8[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 3"]:
+    alpha = rgba[..., 3:].astype(np.float32) / 255
+    return np.round(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def write_video(path: str | Path, frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
+    """Writes an mp4 (H.264, plays everywhere); odd sizes get a last row or column twice, as the format wants even ones.
+
+    Args:
+        path: File to write; an existing one is replaced.
+        frames: uint8 in [0, 255].
+        fps: Frames per second.
+    """
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+        raise ValueError(f"frames: expected shape [T, H, W, 3], got {list(frames.shape)}")
+    if frames.dtype != np.uint8:
+        raise TypeError(f"frames: expected uint8 in [0, 255], got {frames.dtype}; convert with .astype(np.uint8)")
+    frames = np.pad(frames, [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)], mode="edge")
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "18"})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in itertools.chain(frames, [None]):  # None flushes the encoder
+            picture = None if frame is None else av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(picture))
+
+
+def nearest(times: Float[np.ndarray, "T"], wanted: Float[np.ndarray, "S"]) -> Int[np.ndarray, "S"]:
+    """Index of the frame whose time is nearest to each wanted time; `times` rises."""
+    right = np.clip(np.searchsorted(times, wanted), 1, len(times) - 1)
+    return np.where(wanted - times[right - 1] <= times[right] - wanted, right - 1, right)
+
+
+def tick_times(num_frames: int, video_fps: float, fps: float, *, speed: float = 1.0, loop: bool = False) -> np.ndarray:
+    """Times at which a clip is sampled, in source frames: `[S]` float, the first is 0.
+
+    A clip that does not loop ends at its last frame. A loop also plays the step from the last frame back to the first,
+    and its rate is bent so that a whole number of ticks fits (by at most half a tick a loop).
+
+    Args:
+        num_frames: Frames of the clip.
+        video_fps: Their rate.
+        fps: Ticks per second of the result.
+        speed: 2.0 plays the clip twice as fast.
+        loop: The last frame is followed by the first.
+    """
+    step = video_fps * speed / fps
+    if loop:
+        ticks = max(1, round(num_frames / step))
+        return np.arange(ticks) * (num_frames / ticks)
+    # The small term keeps the last frame where rounding would lose it.
+    return np.arange(int((num_frames - 1) / step + 1e-6) + 1) * step
+
+
+def interpolate_masks(
+    masks: Bool[np.ndarray, "T H W"], times: Float[np.ndarray, "S"], *, loop: bool = False
+) -> Bool[np.ndarray, "S H W"]:
+    """Masks between frames, without ghosts: interpolates the signed distances of the two neighbours, not the pixels.
+
+    A part that moves by more than its own thickness between two frames vanishes half-way: the source rate has to be
+    enough for that.
+
+    Args:
+        masks: Masks of the source frames.
+        times: Wanted times in source frames.
+        loop: Times past the last frame go back to the first.
+    """
+    distances: dict[int, np.ndarray] = {}
+    result = np.empty((len(times), *masks.shape[1:]), bool)
+    for tick, time in enumerate(times):
+        left = int(time)
+        part = time - left
+        right = (left + 1) % len(masks) if loop else min(left + 1, len(masks) - 1)
+        if part < 1e-3 or part > 1 - 1e-3:
+            result[tick] = masks[left if part < 0.5 else right]
+            continue
+        distances = {i: distances[i] if i in distances else signed_distance(masks[i]) for i in (left, right)}
+        result[tick] = (1 - part) * distances[left] + part * distances[right] < 0
+    return result
+
+
+def signed_distance(mask: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"]:
+    """Distance to the mask's outline in pixels, negative inside; an empty mask is far away everywhere."""
+    if not mask.any():
+        return np.full(mask.shape, float(max(mask.shape)))
+    if mask.all():
+        return np.full(mask.shape, -float(max(mask.shape)))
+    return distance_transform_edt(~mask) - distance_transform_edt(mask)

@@ -1,0 +1,143 @@
+"""Meshes as a few convex polytopes with few planes, cached on disk.
+
+Axes: V vertices, F triangles, P planes of a piece.
+
+One convex hull fills every hollow, so a mesh is cut greedily: of all cuts across an axis of its frame (MuJoCo has
+turned that to the principal axes of inertia), take the one that removes most hull volume, until nothing is worth
+removing. Each piece is then bounded from outside by the few planes that matter. That needs neither watertight meshes
+nor good triangles.
+"""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.spatial import ConvexHull, HalfspaceIntersection, QhullError
+
+_VERSION = b"1"  # of this file's arithmetic: a new one makes old cache entries unused
+
+
+class MeshConfig(NamedTuple):
+    """How closely a mesh is followed; a cost per pixel that grows with the number of planes."""
+
+    pieces: int = 16  # at most so many convex pieces
+    planes: int = 32  # of each piece, at most
+    gain: float = 0.015  # a cut must remove a cube of this edge; shares of the whole robot's size from here on
+    tolerance: float = 0.0015  # a piece stands out of its hull by at most this (if the planes allow)
+    margin: float = 0.002  # halves of a cut overlap by this, so that no gap shows
+    samples: int = 3000  # points on the surface
+    cuts: int = 12  # positions tried along each axis
+
+
+DEFAULT = MeshConfig()
+
+
+def convex_pieces(
+    vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], size: float, config: MeshConfig = DEFAULT
+) -> list[Float[np.ndarray, "P 4"]]:
+    """Polytopes whose union resembles the mesh: outward planes (unit normal n, offset h) of `n.p <= h`.
+
+    The answer is kept in the folder NIL_JAX_CACHE (default `~/.cache/nil_jax`) under a hash of all arguments.
+
+    Args:
+      vertices: m.
+      faces: triangles, as indices of vertices; they need not close.
+      size: of the whole robot, m: what is small beside it is not worth a piece.
+      config: how closely to follow.
+    """
+    config = config._replace(
+        **{name: getattr(config, name) * round(size, 3) for name in ("gain", "tolerance", "margin")}
+    )
+    content = _VERSION + vertices.astype("<f4").tobytes() + faces.astype("<i4").tobytes() + repr(config).encode()
+    root = Path(os.environ.get("NIL_JAX_CACHE") or Path.home() / ".cache" / "nil_jax")
+    file = root / "meshes" / f"{hashlib.sha256(content).hexdigest()[:32]}.npz"
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            planes, lengths = stored["planes"], stored["lengths"]
+    except (OSError, ValueError, KeyError):  # absent, or cut short by a full disk
+        pieces = [_bounding_planes(points, config) for points in _cut(vertices, faces, config)]
+        planes, lengths = np.concatenate(pieces), np.array([len(piece) for piece in pieces])
+        _store(file, planes=planes, lengths=lengths)
+    return np.split(planes, np.cumsum(lengths)[:-1])
+
+
+def _store(file: Path, **arrays: np.ndarray) -> None:
+    """Writes under another name first: a reader never sees half a file. A folder that cannot be written is no error."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    except OSError:
+        return
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(stream, **arrays)
+        os.replace(name, file)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+
+
+def _surface_points(vertices: np.ndarray, faces: np.ndarray, count: int) -> np.ndarray:
+    """Points spread evenly over the surface, and the vertices of the hull, which random points would miss."""
+    corners = vertices[faces]
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=-1)
+    rng = np.random.default_rng(0)
+    chosen = corners[rng.choice(len(faces), count, p=area / area.sum())]
+    weights = rng.dirichlet((1.0, 1.0, 1.0), count)
+    return np.concatenate([np.einsum("nk,nki->ni", weights, chosen), vertices[_hull(vertices).vertices]])
+
+
+def _hull(points: np.ndarray) -> ConvexHull:
+    try:
+        return ConvexHull(points)
+    except QhullError:  # flat: a little noise (QJ) makes it a body
+        return ConvexHull(points, qhull_options="QJ")
+
+
+def _best_cut(points: np.ndarray, config: MeshConfig) -> tuple[float, tuple[np.ndarray, ...]]:
+    """The cut that removes most hull volume, and its two halves, which overlap by a margin so that no gap shows."""
+    whole, best, halves = _hull(points).volume, 0.0, (points,)
+    for axis in range(3):
+        coordinate = points[:, axis]
+        for position in np.linspace(coordinate.min(), coordinate.max(), config.cuts + 2)[1:-1]:
+            parts = points[coordinate <= position + config.margin], points[coordinate >= position - config.margin]
+            if min(map(len, parts)) < 16:
+                continue
+            gain = whole - sum(_hull(part).volume for part in parts)
+            if gain > best:
+                best, halves = gain, parts
+    return best, halves
+
+
+def _cut(vertices: np.ndarray, faces: np.ndarray, config: MeshConfig) -> list[np.ndarray]:
+    points = _surface_points(vertices, faces, config.samples)
+    pieces = [(points, _best_cut(points, config))]
+    while len(pieces) < config.pieces:
+        worst = max(range(len(pieces)), key=lambda i: pieces[i][1][0])
+        gain, halves = pieces[worst][1]
+        if gain <= config.gain**3:
+            break
+        pieces[worst : worst + 1] = [(half, _best_cut(half, config)) for half in halves]
+    return [points for points, _ in pieces]
+
+
+def _bounding_planes(points: np.ndarray, config: MeshConfig) -> np.ndarray:
+    """Facets of the hull, chosen one at a time: always the one that cuts off most at the farthest corner so far."""
+    hull = _hull(points)
+    inside = points[hull.vertices].mean(axis=0)
+    axes = np.concatenate([np.eye(3), -np.eye(3)])
+    chosen = np.concatenate([axes, -np.max(points @ axes.T, axis=0)[:, None]], axis=1)
+    while True:
+        corners = HalfspaceIntersection(chosen, inside, qhull_options="QJ").intersections
+        sticking_out = (corners @ hull.equations[:, :3].T + hull.equations[:, 3]).max(axis=0)
+        facet = int(np.argmax(sticking_out))
+        if len(chosen) >= config.planes or sticking_out[facet] <= config.tolerance:
+            break
+        chosen = np.concatenate([chosen, hull.equations[facet : facet + 1]])
+    # Tangent planes enclose the piece: shrink them to its volume, so that the silhouette is right on average.
+    normals, center = chosen[:, :3], inside @ chosen[:, :3].T
+    shrink = min(1.0, (hull.volume / _hull(corners).volume) ** (1 / 3))
+    return np.concatenate([normals, (center + shrink * (-chosen[:, 3] - center))[:, None]], axis=1)

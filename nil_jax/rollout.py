@@ -1,0 +1,234 @@
+"""The one place where robot, renderer and reward meet: `ImitationEnv`, and `collect`, which runs a policy in it.
+
+Axes: N environments, K control steps of one reward tick, T frames of the reference, C frames of a clip.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+
+from nil_jax import rewards
+from nil_jax.envs import AutoResetWrapper, RobotEnv, State, VmapWrapper
+from nil_jax.reference import Reference
+from nil_jax.rendering import make_scene, render, render_masks
+from nil_jax.rewards import Encoder, RewardConfig
+from nil_jax.types import Transition
+
+CLOCK_FREQUENCIES = (0.5, 1.0, 2.0, 4.0)  # Hz; the gaits of robots lie in this range
+
+
+class ImitationEnv(VmapWrapper):
+    """N robots that are paid for looking like the reference.
+
+    `reset` takes keys [N]; `step` takes actions [N, A] and `tick`, one flag for all: whether this control step ends
+    with a look at the robots. They look at the same time because a `lax.cond` under `vmap` would render anyway; image terms
+    count `control_steps_per_tick` times at ticks and are zero between.
+
+    `State.reward` is the weighted total, zero in the step of a fall. `State.metrics` holds each unweighted term as
+    `reward/<term>`. The observation is the robot's, followed by the reference clock. An episode ends with a fall, with
+    the end of a reference that does not loop (no value lies behind it, and the clock tells the critic so), or, as
+    truncation, at the robot's episode length. Without a reference the reward is the robot's own.
+
+    Args:
+        env: the robot.
+        reference: what to imitate; camera and start pose are taken from it.
+        reward: weights of the terms.
+        encoder: embeds clips for the video term; without one the term is off.
+
+    Raises:
+        ValueError: a reference of another robot or another rate, or without embeddings of this encoder.
+    """
+
+    def __init__(
+        self,
+        env: RobotEnv,
+        reference: Reference | None,
+        reward: RewardConfig | None = None,
+        encoder: Encoder | None = None,
+    ):
+        reward = reward or RewardConfig()
+        self.encoder = encoder if reward.uses_video else None
+        self.reward = reward if self.encoder is not None else replace(reward, video_weight=0.0)
+        self.reference = reference
+        if reference is not None:
+            reference.check_robot(env)
+            env = env.with_start(np.asarray(reference.start_qpos))
+        super().__init__(env)
+        self.control_steps_per_tick = 1 if reference is None else _control_steps_per_tick(env, reference)
+        self.observation_size = env.observation_size + (1 + 2 * len(CLOCK_FREQUENCIES) if reference else 0)
+        if reference is None:
+            return
+        self.clip_length = len(reference.masks)
+        self.scene = make_scene(env.mj_model, env.robot_geom_ids)
+        self.ref_masks = jnp.asarray(reference.masks)
+        if self.encoder is not None:
+            if self.encoder.digest not in reference.embeddings:
+                raise ValueError(
+                    "reference: expected embeddings of the encoder in use, got none; "
+                    "type: nil_jax.with_embeddings(reference, encoder)"
+                )
+            self._ref_embeddings = jnp.asarray(reference.embeddings[self.encoder.digest])
+            size = self.encoder.image_size
+            self._first_frame = np.asarray(jax.image.resize(reference.frames[0], (size, size, 3), "linear"))
+
+    def reset(self, key: PRNGKeyArray) -> State:
+        """The first states, at frame 0 of the reference; `key` is [N]."""
+        state = super().reset(key)
+        if self.reference is None:
+            return state
+        info = state.info | {"clock": jnp.zeros(state.reward.shape, jnp.int32)}
+        if self.encoder is not None:
+            # As on the reference's side: before the first frame of a clip stands the first frame again.
+            shape = (len(state.reward), self.encoder.num_frames, *self._first_frame.shape)
+            info["clip"] = jnp.broadcast_to(self._first_frame.astype(jnp.uint8), shape)
+        metrics = state.metrics | {name: jnp.zeros(state.reward.shape) for name in self._logged_names}
+        return state.replace(obs=self._with_clock(state.obs, info["clock"]), metrics=metrics, info=info)
+
+    def step(self, state: State, action: Float[Array, "N A"], *, tick: bool | Bool[Array, ""] = True) -> State:
+        """One control step; with `tick`, a look at the robot at its end."""
+        action = jnp.clip(action, -1.0, 1.0)
+        if self.reference is None:
+            return super().step(state, action)
+        previous_action, clock = state.info["last_action"], state.info["clock"] + 1
+        own = {name: state.info[name] for name in state.info if name not in ("clock", "clip")}
+        clip = state.info.get("clip")
+        state = super().step(state.replace(info=own), action)
+        terms = self._regularizers(state, action, previous_action)
+        # One flag for the whole batch, outside of any vmap: the branch that is not taken costs nothing.
+        image_terms, clip = jax.lax.cond(tick, self._look, self._no_look, state, clock, clip)
+        scale = jnp.where(tick, float(self.control_steps_per_tick), 0.0)
+        total, logged = rewards.combine(terms | image_terms, self.reward, image_scale=scale)
+        fall = state.metrics["fall"] > 0
+        logged = {name: jnp.where(fall, 0.0, value) for name, value in logged.items()}
+        ended = (
+            clock >= (self.clip_length - 1) * self.control_steps_per_tick
+            if not self.reference.loop
+            else jnp.zeros_like(fall)
+        )
+        return state.replace(
+            obs=self._with_clock(state.obs, clock),
+            reward=jnp.where(fall, 0.0, total),
+            terminated=fall | ended,
+            metrics=state.metrics | logged,
+            info=state.info | {"clock": clock} | ({} if clip is None else {"clip": clip}),
+        )
+
+    def on_reset(self, fresh: State, state: State) -> State:
+        """A restarted episode keeps the phase of the ticks, which all environments share."""
+        if self.reference is None:
+            return fresh
+        clock = state.info["clock"] % self.control_steps_per_tick
+        obs = self._with_clock(fresh.obs[:, : self.env.observation_size], clock)
+        return fresh.replace(obs=obs, info=fresh.info | {"clock": clock})
+
+    def frame_index(self, clock: Int[Array, "*n"]) -> Int[Array, "*n"]:
+        """The frame of the reference that belongs to a clock in control steps."""
+        index = clock // self.control_steps_per_tick
+        return index % self.clip_length if self.reference.loop else jnp.minimum(index, self.clip_length - 1)
+
+    def masks(self, state: State) -> Array:
+        """Silhouettes of the robots as the reference's camera sees them, [N, h, w] bool."""
+        height, width = self.reference.masks.shape[1:]
+        data = state.data
+        return render_masks(
+            self.scene, data.geom_xpos, data.geom_xmat, self.reference.camera, follow(data), height=height, width=width
+        )
+
+    def pictures(self, data: Any, size: int) -> UInt8[Array, "N size size 3"]:
+        """Pictures of the robots on white; `data` needs `qpos`, `geom_xpos` and `geom_xmat`, each [N, ...]."""
+        camera = self.reference.camera
+        return render(self.scene, data.geom_xpos, data.geom_xmat, camera, follow(data), height=size, width=size).rgb
+
+    @property
+    def _logged_names(self) -> list[str]:
+        terms = ["mask", "offset", *rewards.REGULARIZER_TERMS]
+        terms += [term for term in ("soft_mask", "video") if self.reward.weight(term) > 0]
+        return [f"reward/{term}" for term in terms]
+
+    def _look(self, state: State, clock: Array, clip: Array | None) -> tuple[dict[str, Array], Array | None]:
+        index = self.frame_index(clock)
+        terms = rewards.mask_terms(self.reward, self.masks(state), self.ref_masks[index])
+        if self.encoder is None:
+            return terms, clip
+        frame = self.pictures(state.data, self.encoder.image_size)
+        clip = jnp.concatenate([clip[:, 1:], frame[:, None]], axis=1)
+        z = self.encoder.embed(self.encoder.params, clip)
+        return terms | rewards.video_term(self.reward, z, self._ref_embeddings[index]), clip
+
+    def _no_look(self, state: State, clock: Array, clip: Array | None) -> tuple[dict[str, Array], Array | None]:
+        shapes, _ = jax.eval_shape(self._look, state, clock, clip)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), clip
+
+    def _regularizers(self, state: State, action: Array, previous_action: Array) -> dict[str, Array]:
+        gravity = state.obs[:, 2 * len(self.env.joint_names) :][:, :3]
+        return rewards.regularizer_terms(
+            self.reward,
+            joint_torque=state.info["torque"],
+            torque_limit=jnp.asarray(self.env.torque_limit)[None],
+            action=action,
+            previous_action=previous_action,
+            joint_velocity=state.data.qvel[:, 6:],
+            foot_velocity=state.info["foot_velocity"],
+            foot_contact=state.info["foot_contact"],
+            gravity=gravity,
+        )
+
+    def _with_clock(self, obs: Array, clock: Array) -> Array:
+        length = self.clip_length * self.control_steps_per_tick
+        elapsed = (clock % length if self.reference.loop else clock).astype(jnp.float32)[:, None]
+        angle = 2 * np.pi * self.dt * elapsed * jnp.array([CLOCK_FREQUENCIES], jnp.float32)
+        return jnp.concatenate([obs, elapsed / length, jnp.sin(angle), jnp.cos(angle)], axis=1)
+
+
+def _control_steps_per_tick(env: RobotEnv, reference: Reference) -> int:
+    steps = 1 / (env.dt * reference.fps)
+    if round(steps) < 1 or abs(steps - round(steps)) > 1e-3 * steps:
+        rate = 1 / (env.dt * max(1, round(steps)))
+        raise ValueError(
+            f"reference: expected a whole number of control steps ({env.dt:g} s) between its frames, got {steps:g} "
+            f"({reference.fps:g} frames per second); prepare the clip with --fps {rate:g}"
+        )
+    return round(steps)
+
+
+def follow(data: Any) -> Float[Array, "N 3"]:
+    """The point that the camera follows: the base's x, so that height, lateral offset and heading stay visible."""
+    return data.qpos[:, :3] * jnp.array([[1.0, 0.0, 0.0]])
+
+
+def collect(
+    env: AutoResetWrapper,  # around an ImitationEnv
+    policy: Callable[[Float[Array, "N O"], PRNGKeyArray], tuple[Array, dict]],
+    state: State,
+    key: PRNGKeyArray,
+) -> tuple[State, Transition, dict[str, Array]]:
+    """One reward tick: K control steps, the last one with a look at the robots.
+
+    Returns:
+        The state behind the tick, transitions [N, K, ...] with their true next observations, and metrics [K, N]
+        (`fall`, `reward/...`, `reward`, `done`).
+    """
+
+    def control_step(state: State, inputs: tuple[PRNGKeyArray, Array]) -> tuple[State, tuple[Transition, dict]]:
+        key, tick = inputs
+        action, _ = policy(state.obs, key)
+        following = env.step(state, action, tick=tick)
+        transition = Transition(
+            observation=state.obs,
+            action=action,
+            reward=following.reward,
+            discount=1.0 - following.terminated.astype(jnp.float32),
+            next_observation=following.info["final_obs"],
+            extras={"truncated": following.truncated.astype(jnp.float32)},
+        )
+        return following, (transition, following.metrics | {"reward": following.reward, "done": following.done})
+
+    steps = env.env.control_steps_per_tick
+    inputs = jax.random.split(key, steps), jnp.arange(steps) == steps - 1
+    state, (transitions, metrics) = jax.lax.scan(control_step, state, inputs)
+    return state, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), transitions), metrics

@@ -1,0 +1,246 @@
+"""The host side of a training run: its folder, what it prints, its checkpoints. Nothing here is compiled.
+
+A run folder holds `run.json` (robot, versions), `config.json`, `reference/`, `metrics.jsonl`, `tensorboard/`,
+`checkpoints/`, `evaluation.json`, `curves.png` and `comparison.mp4`.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import rich.markup
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from nil_jax.checkpoint import Checkpoints
+from nil_jax.config import Config, differences, load_config, save_config
+from nil_jax.metrics import MetricsLog, read_metrics
+from nil_jax.reference import Reference
+
+PACKAGES = ("nil-jax", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "brax", "flashbax", "numpy")
+
+
+class Run:
+    """One training run; `Run.open` makes it. Without a folder nothing is written, and all methods still work."""
+
+    def __init__(self, folder: Path | None, config: Config, robot: Mapping[str, str], resume: bool, progress: bool):
+        self.folder, self.config, self.robot, self.resume = folder, config, robot, resume
+        self.console = Console(stderr=True, quiet=not progress)
+        self.reference = Reference.load(folder / "reference") if resume and (folder / "reference").is_dir() else None
+        self._metrics: MetricsLog | None = None
+        self._checkpoints: Checkpoints | None = None
+        self._bar: Progress | None = None
+
+    @classmethod
+    def open(cls, output: str | Path | None, config: Config, env: Any, *, resume: bool, progress: bool) -> "Run":
+        """Checks the folder; writes nothing yet.
+
+        Raises:
+            ValueError: a folder that already holds something, or, to resume, one that holds no run or another one.
+        """
+        robot = {"robot": env.spec.handle, "fingerprint": env.fingerprint} if hasattr(env, "spec") else {}
+        folder = None if output is None else Path(output)
+        if resume:
+            _check_resume(folder, config, robot)
+        elif folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(
+                f"output: expected a new or empty folder, got {folder}, which holds something; "
+                "choose another folder, or go on with the run that is in it: --resume"
+            )
+        return cls(folder, config, robot, resume, progress)
+
+    def start(self, reference: Reference | None) -> None:
+        """Writes what is known before training, once everything that the user gave has been found good."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.resume:
+            save_config(self.config, self.folder / "config.json")
+            about = {**self.robot, "versions": versions(), "device": device_name()}
+            (self.folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")
+        if reference is not None:
+            reference.save(self.folder / "reference", overwrite=True)
+        self._metrics = MetricsLog(self.folder)
+        self._checkpoints = Checkpoints(self.folder / "checkpoints")
+
+    def restore(self, state: Any) -> tuple[Any, int]:
+        """The newest checkpoint's state and its control steps, or the given state and 0 where none is saved yet."""
+        if not self.resume or self._checkpoints.latest is None:
+            return state, 0
+        step = self._checkpoints.latest
+        parts = self._checkpoints.restore(_parts(state, self.config.train.checkpoint_replay))
+        self.say(f"resumed at step {step:,}")
+        return _joined(state, parts), step
+
+    def begin(self, done: int, total: int) -> None:
+        """Starts the progress bar."""
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=self.console)
+        self._task = self._bar.add_task("training", total=total, completed=done, status="")
+        self._bar.start()
+
+    def log(self, step: int, metrics: Mapping[str, float], sps: float) -> None:
+        """One row of metrics behind each compiled call."""
+        if self._metrics is not None:
+            self._metrics.write(step, {**metrics, "sps": sps})
+        parts = [f"{sps:,.0f} steps/s"]
+        if "episode_return" in metrics:
+            parts.append(f"return {metrics['episode_return']:.1f}")
+        if "reward/mask" in metrics:
+            parts.append(f"IoU {metrics['reward/mask']:.2f}")
+        parts.append(f"falls {metrics['falls']:.0f}")
+        self._bar.update(self._task, completed=step, status="  ".join(parts))
+
+    def checkpoint(self, step: int, state: Any, evaluation: Mapping[str, float]) -> None:
+        """Saves the state and the evaluation that belongs to it."""
+        self.say(f"step {step:,}: " + ", ".join(f"{name} {evaluation[name]:.2f}" for name in _shown(evaluation)))
+        if self.folder is None:
+            return
+        self._metrics.write(step, {f"evaluation/{name}": value for name, value in evaluation.items()})
+        self._checkpoints.save(step, _parts(state, self.config.train.checkpoint_replay))
+
+    def divergence(self) -> str:
+        """What to tell when the learner diverges."""
+        last = self._checkpoints.latest if self._checkpoints else None
+        kept = f"the checkpoint of step {last:,} is kept" if last else "no checkpoint was saved yet"
+        return f"the learner diverged (a loss is not finite); {kept}; try a lower --critic-lr and --actor-lr"
+
+    def finish(self, evaluation: Mapping[str, Mapping[str, float]]) -> None:
+        """Stops the bar, prints the evaluation, writes it and the curves."""
+        from nil_jax.report import write_curves
+
+        self._stop_bar()
+        self.console.print(evaluation_table(evaluation))
+        if self.folder is None:
+            return
+        (self.folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n")
+        write_curves(self.folder / "curves.png", read_metrics(self.folder))
+
+    def close(self) -> None:
+        """Frees files; safe to call in any state."""
+        self._stop_bar()
+        for resource in (self._metrics, self._checkpoints):
+            if resource is not None:
+                resource.close()
+
+    def say(self, line: str) -> None:
+        """One line for people."""
+        self.console.print(line, highlight=False)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[str, float], None]]:
+        """Shows that something long is going on, and afterwards how long it took."""
+        started = time.perf_counter()
+        with self.console.status(f"{name} ...") as status:
+            yield lambda stage, part: status.update(f"{name}: {stage} {part:.0%}")
+        self.say(f"{name}: {time.perf_counter() - started:.1f} s")
+
+    def _stop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a run folder holds, for evaluation."""
+
+    folder: Path
+    robot: str
+    fingerprint: str
+    config: Config
+    reference: Reference | None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SavedRun":
+        """Reads a run folder.
+
+        Raises:
+            ValueError: not a run folder.
+        """
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / "run.json").read_text())
+            robot, fingerprint = about["robot"], about["fingerprint"]
+        except (OSError, json.JSONDecodeError, KeyError):
+            raise ValueError(
+                f"run: expected a folder that `nil-jax train -o` made, got {folder}; it has no readable run.json"
+            ) from None
+        reference = Reference.load(folder / "reference") if (folder / "reference").is_dir() else None
+        return cls(folder, robot, fingerprint, load_config(folder / "config.json"), reference)
+
+    def learner(self, template: Any) -> Any:
+        """The newest learner state, in the structure of `template`."""
+        if not (self.folder / "checkpoints").is_dir():
+            raise ValueError(f"run: expected a checkpoint in {self.folder}, got none; train longer")
+        checkpoints = Checkpoints(self.folder / "checkpoints")
+        try:
+            return checkpoints.restore({"learner": template})["learner"]
+        finally:
+            checkpoints.close()
+
+
+def evaluation_table(evaluation: Mapping[str, Mapping[str, float]]) -> Table:
+    """Metrics as rows, policies as columns."""
+    units = {"length": "s", "distance": "m", "speed": "m/s", "foot_slip": "m/s"}
+    table = Table("", *evaluation)
+    for name in next(iter(evaluation.values())):
+        label = f"{name} [{units[name]}]" if name in units else name
+        table.add_row(rich.markup.escape(label), *(f"{row[name]:.3f}" for row in evaluation.values()))
+    return table
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def device_name() -> str:
+    """The accelerator's name, or the CPU with its number of devices."""
+    device = jax.devices()[0]
+    return device.device_kind if device.platform != "cpu" else f"cpu ({platform.machine()})"
+
+
+def _shown(evaluation: Mapping[str, float]) -> list[str]:
+    return [name for name in ("return", "mask_iou", "distance", "fall") if name in evaluation]
+
+
+def _parts(state: Any, with_replay: bool) -> dict[str, Any]:
+    """The parts of a checkpoint: the learner apart, because evaluation needs it alone."""
+    parts = {
+        "learner": state.learner,
+        "loop": {"env_state": state.env_state, "episode_return": state.episode_return, "key": state.key},
+    }
+    return parts | ({"replay": state.replay} if with_replay else {})
+
+
+def _joined(state: Any, parts: Mapping[str, Any]) -> Any:
+    loop = parts["loop"]
+    replay = parts.get("replay", state.replay)
+    return type(state)(parts["learner"], replay, loop["env_state"], loop["episode_return"], loop["key"])
+
+
+def _check_resume(folder: Path | None, config: Config, robot: Mapping[str, str]) -> None:
+    if folder is None:
+        raise ValueError("resume: expected the folder of a run, got none; give it with -o")
+    saved = SavedRun.load(folder)
+    if robot.get("fingerprint") != saved.fingerprint:
+        raise ValueError(f"resume: expected the robot of the run ({saved.robot}), got {robot.get('robot')}")
+    changed = differences(saved.config, config)
+    if changed:
+        listed = ", ".join(f"{name} {old!r} (got {new!r})" for name, (old, new) in changed.items())
+        raise ValueError(f"resume: expected the settings of the run in {folder}: {listed}; start a new run with -o")

@@ -1,0 +1,294 @@
+"""`train`: a host loop around one compiled training step.
+
+Axes: N environments, K control steps of a reward tick.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from nil_jax import evaluation
+from nil_jax.config import Config
+from nil_jax.envs import AutoResetWrapper, Env, State
+from nil_jax.learning import (
+    ActorCritic,
+    LearnerState,
+    Replay,
+    ReplayState,
+    make_actor_critic,
+    make_policy,
+    make_replay,
+)
+from nil_jax.reference import Reference, Video, prepare_reference, with_embeddings
+from nil_jax.report import PANEL, write_comparison
+from nil_jax.rewards import Encoder, load_encoder
+from nil_jax.rollout import ImitationEnv, collect
+from nil_jax.run import Run
+from nil_jax.types import Transition
+
+CALLS = 200  # the compiled loop returns to the host about this often in a run, to show progress and to log
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainingState:
+    """All that training carries from one training step to the next."""
+
+    learner: LearnerState
+    replay: ReplayState
+    env_state: State  # [N]
+    episode_return: Float[Array, "N"]  # of the running episodes
+    key: PRNGKeyArray
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What `train` returns."""
+
+    policy: Callable[[Array, PRNGKeyArray], tuple[Array, dict]]  # deterministic; (observation, key) -> (action, extras)
+    evaluation: dict[str, dict[str, float]]  # of the last policy beside its controls, as `nil_jax.evaluate` reports it
+    learner: LearnerState
+    reference: Reference | None
+    folder: Path | None  # of the run
+
+
+class Program(NamedTuple):
+    """The pure functions of a run."""
+
+    env: AutoResetWrapper  # around an ImitationEnv
+    actor_critic: ActorCritic
+    init: Callable[[PRNGKeyArray], TrainingState]
+    training_step: Callable[[TrainingState, Any], tuple[TrainingState, dict[str, Array]]]
+
+
+def make_program(env: ImitationEnv, config: Config) -> Program:
+    """Joins environment, replay and learner into one training step.
+
+    `training_step(state, None) -> (state, metrics)` runs one reward tick in all environments (K control steps) and then
+    `K * grad_updates_per_step` gradient updates, as soon as the replay can be sampled. It has the form that
+    `jax.lax.scan` takes.
+    """
+    num_envs = config.train.num_envs
+    auto_env = AutoResetWrapper(env)
+    actor_critic = make_actor_critic(env.observation_size, env.action_size, config.learner)
+    replay = make_replay(config.learner, num_envs)
+    return Program(
+        auto_env,
+        actor_critic,
+        partial(_init, auto_env, actor_critic, replay, num_envs),
+        partial(_training_step, auto_env, actor_critic, replay, config),
+    )
+
+
+def _init(
+    env: AutoResetWrapper, actor_critic: ActorCritic, replay: Replay, num_envs: int, key: PRNGKeyArray
+) -> TrainingState:
+    key_learner, key_env, key_loop = jax.random.split(key, 3)
+    zero = jnp.zeros(())
+    obs = jnp.zeros(env.observation_size)
+    example = Transition(obs, jnp.zeros(env.action_size), zero, zero, obs, {"truncated": zero})
+    return TrainingState(
+        learner=actor_critic.init(key_learner),
+        replay=replay.init(example),
+        env_state=env.reset(jax.random.split(key_env, num_envs)),
+        episode_return=jnp.zeros(num_envs),
+        key=key_loop,
+    )
+
+
+def _training_step(
+    env: AutoResetWrapper, actor_critic: ActorCritic, replay: Replay, config: Config, state: TrainingState, _: None
+) -> tuple[TrainingState, dict[str, Array]]:
+    key_next, key_collect, key_update = jax.random.split(state.key, 3)
+    ticks = env.env.control_steps_per_tick
+    policy = make_policy(actor_critic, state.learner)
+    env_state, transitions, env_metrics = collect(env, policy, state.env_state, key_collect)
+    learner = actor_critic.observe(state.learner, transitions.observation)
+    memory = replay.add(state.replay, transitions)
+    num_updates = ticks * config.learner.grad_updates_per_step
+
+    def update(learner: LearnerState, key: PRNGKeyArray) -> tuple[LearnerState, dict[str, Array]]:
+        key_sample, key_learn = jax.random.split(key)
+        return actor_critic.update(learner, replay.sample(memory, key_sample, config.learner.batch_size), key_learn)
+
+    def learn(learner: LearnerState, key: PRNGKeyArray) -> tuple[LearnerState, dict[str, Array]]:
+        learner, metrics = jax.lax.scan(update, learner, jax.random.split(key, num_updates))
+        return learner, jax.tree.map(jnp.mean, metrics)
+
+    def wait(learner: LearnerState, key: PRNGKeyArray) -> tuple[LearnerState, dict[str, Array]]:
+        del key
+        shapes = jax.eval_shape(learn, learner, key_update)[1]
+        return learner, jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), shapes)
+
+    learner, learner_metrics = jax.lax.cond(replay.can_sample(memory), learn, wait, learner, key_update)
+    episode_return, episodes = _episodes(state.episode_return, env_metrics)
+    metrics = {f"learner/{name}": value for name, value in learner_metrics.items()}
+    metrics |= {name: value.mean() for name, value in env_metrics.items() if name not in ("done", "fall")}
+    return TrainingState(learner, memory, env_state, episode_return, key_next), metrics | episodes
+
+
+def _episodes(running: Float[Array, "N"], metrics: dict[str, Array]) -> tuple[Float[Array, "N"], dict[str, Array]]:
+    """Returns of the running episodes after K steps, and counts of those that ended meanwhile."""
+
+    def step(running: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, done = row
+        running = running + reward
+        return jnp.where(done, 0.0, running), jnp.where(done, running, 0.0).sum()
+
+    running, finished = jax.lax.scan(step, running, (metrics["reward"], metrics["done"]))
+    counts = {"episodes": metrics["done"].sum(), "falls": metrics["fall"].sum(), "finished_return": finished.sum()}
+    return running, counts
+
+
+def train(
+    env: Env | str,
+    ref_video: str | Path | np.ndarray | Video | Reference | None = None,
+    *,
+    config: Config | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    source_fps: float | None = None,
+    encoder: Encoder | None = None,
+    progress: bool = True,
+    **overrides: Any,
+) -> TrainingResult:
+    """Trains a policy to move like the robot in a video.
+
+    Args:
+        env: from `nil_jax.envs.make`, or a name that it takes. A given env keeps its own settings.
+        ref_video: a video file, a folder of frames, frames [T, H, W, 3] uint8 with `source_fps`, or a prepared `Reference`;
+            without one the env's own reward is optimised.
+        config: all settings; by default the preset "cpu".
+        output: folder of the run (settings, metrics, checkpoints, curves, comparison video); without it nothing is
+            written.
+        resume: go on from the newest checkpoint in `output`, exactly where it was.
+        source_fps: frames per second of an array or folder.
+        encoder: embeds clips for the video term, instead of the one that the config names.
+        progress: show a progress bar.
+        **overrides: single fields of `config`, as in `train(env, video, num_timesteps=300_000)`.
+
+    Returns:
+        The trained policy, its evaluation and the final learner state.
+
+    Raises:
+        ValueError: a setting, a clip or a folder that does not fit, with what to do.
+        FloatingPointError: the learner diverged; the last good checkpoint is kept and named.
+    """
+    config = (config or Config()).with_fields(**overrides)
+    if isinstance(env, str):
+        from nil_jax.envs import make
+
+        env = make(env, config.env)
+    # A replay never holds more than the run makes.
+    replay_size = min(config.learner.replay_size, config.train.num_timesteps)
+    config = replace(config, env=getattr(env, "config", config.env)).with_fields(replay_size=replay_size)
+    run = Run.open(output, config, env, resume=resume, progress=progress)
+    encoder = encoder or _encoder(config, run)
+    reference = run.reference or _reference(env, ref_video, config, source_fps, run)
+    if reference is not None and encoder is not None:
+        reference = with_embeddings(reference, encoder)
+    run.start(reference)
+    try:
+        return _train(ImitationEnv(env, reference, config.reward, encoder), config, run)
+    finally:
+        run.close()
+
+
+def _encoder(config: Config, run: Run) -> Encoder | None:
+    if config.train.encoder is None or not config.reward.uses_video:
+        run.say("video term off: no encoder is set (give a TimeSformer checkpoint with --encoder FOLDER_OR_ID)")
+        return None
+    return load_encoder(config.train.encoder, config.train.encoder_pooling)
+
+
+def _reference(env: Env, ref_video: Any, config: Config, source_fps: float | None, run: Run) -> Reference | None:
+    if ref_video is None or isinstance(ref_video, Reference):
+        return ref_video
+    with run.stage("reference") as progress:
+        settings = dataclasses.asdict(config.reference)
+        return prepare_reference(env, ref_video, source_fps=source_fps, progress=progress, **settings)
+
+
+def _train(env: ImitationEnv, config: Config, run: Run) -> TrainingResult:
+    program = make_program(env, config)
+    seed = config.train.seed
+    steps_per_tick = config.train.num_envs * env.control_steps_per_tick
+    ticks_per_call = max(1, config.train.num_timesteps // steps_per_tick // CALLS)
+    steps_per_call = ticks_per_call * steps_per_tick
+    total = -(-config.train.num_timesteps // steps_per_call) * steps_per_call
+    with run.stage("compile"):
+        call, evaluate = _compiled(program, env, config, ticks_per_call)
+    untrained = program.actor_critic.init(jax.random.key(seed))
+    state, done = run.restore(jax.jit(program.init)(jax.random.key(seed)))
+    run.begin(done, total)
+    episodes = None
+    while done < total or episodes is None:
+        if done < total:
+            started = time.perf_counter()
+            state, metrics = call(state)
+            metrics = _summary(jax.device_get(metrics))
+            run.log(done + steps_per_call, metrics, steps_per_call / (time.perf_counter() - started))
+            if not np.isfinite(metrics.get("learner/critic_loss", 0.0)):
+                raise FloatingPointError(run.divergence())
+        evals_before, evals = (n * config.train.num_evals // total for n in (done, done + steps_per_call))
+        done += steps_per_call
+        if evals > evals_before:
+            episodes = evaluate(state.learner, untrained)
+            run.checkpoint(done, state, evaluation.summary(episodes)["policy"])
+    rows = evaluation.summary(episodes)
+    run.finish(rows)
+    if run.folder is not None and env.reference is not None:
+        pictures = evaluation.episode_pictures(env, episodes["policy"], PANEL)
+        write_comparison(run.folder / "comparison.mp4", env.reference, pictures)
+    policy = make_policy(program.actor_critic, state.learner, deterministic=True)
+    return TrainingResult(policy, rows, state.learner, env.reference, run.folder)
+
+
+def _compiled(
+    program: Program, env: ImitationEnv, config: Config, ticks_per_call: int
+) -> tuple[Callable[[TrainingState], tuple], Callable[[LearnerState, LearnerState], dict[str, evaluation.Episodes]]]:
+    """The loop over training steps, and the evaluation of two learner states beside the controls."""
+
+    def call(state: TrainingState) -> tuple[TrainingState, dict[str, Array]]:
+        return jax.lax.scan(program.training_step, state, None, length=ticks_per_call)
+
+    def policies(learner: LearnerState, untrained: LearnerState) -> dict[str, evaluation.Policy]:
+        return {
+            "policy": make_policy(program.actor_critic, learner, deterministic=True),
+            "untrained policy": make_policy(program.actor_critic, untrained, deterministic=True),
+            **evaluation.controls(env.action_size),
+        }
+
+    def run_episodes(learner: LearnerState, untrained: LearnerState, key: PRNGKeyArray) -> dict:
+        return evaluation.run_episodes(env, policies(learner, untrained), config.train.num_eval_envs, key)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = jax.eval_shape(program.init, key)
+    compiled_call = jax.jit(call, donate_argnums=0).lower(shapes).compile()
+    compiled_episodes = jax.jit(run_episodes).lower(shapes.learner, shapes.learner, key).compile()
+
+    def evaluate(learner: LearnerState, untrained: LearnerState) -> dict[str, evaluation.Episodes]:
+        episodes = jax.device_get(compiled_episodes(learner, untrained, jax.random.key(config.train.seed)))
+        return {name: episodes[name] for name in policies(learner, untrained)}
+
+    return compiled_call, evaluate
+
+
+def _summary(metrics: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means over the training steps of one call; returns over the episodes that ended in it."""
+    counts = {name: float(metrics[name].sum()) for name in ("episodes", "falls", "finished_return")}
+    summary = {name: float(np.mean(values)) for name, values in metrics.items() if name not in counts}
+    if np.isnan(metrics["learner/critic_loss"][0]):  # the replay is still being filled
+        summary = {name: value for name, value in summary.items() if not name.startswith("learner/")}
+    if counts["episodes"]:
+        summary["episode_return"] = counts["finished_return"] / counts["episodes"]
+    return summary | {name: counts[name] for name in ("episodes", "falls")}

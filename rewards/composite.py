@@ -1,0 +1,171 @@
+"""The reward: named unweighted terms, weighted in one place.  Axes: N envs; H W image; D embedding."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from nil_jax.rewards import masks, regularizers, similarity
+
+IMAGE_TERMS = ("video", "mask", "soft_mask")  # similarities in [0, 1], seen at reward ticks
+REGULARIZER_TERMS = ("torque", "action_rate", "velocity", "foot_slip", "tilt")  # penalties in [-1, 0], every step
+TERMS = IMAGE_TERMS + REGULARIZER_TERMS
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Weights and constants of the reward.
+
+    arXiv 2503.10626 weighs video, IoU and the sum of the regularisers 1:1:1 and does not publish the inner weights. The
+    defaults are ours: a soft IoU beside the plain one, because it has the wider basin, and a heavy foot slip, because
+    the following camera does not show travel.
+
+    Raises:
+        ValueError: a weight that is negative or not finite, a constant out of range, or only zero weights.
+    """
+
+    video_weight: float = 1.0
+    mask_weight: float = 1.0
+    soft_mask_weight: float = 2.0
+    torque_weight: float = 0.1
+    action_rate_weight: float = 0.1
+    velocity_weight: float = 0.1
+    foot_slip_weight: float = 1.0
+    tilt_weight: float = 0.5
+    video_similarity: Literal["cosine", "l2"] = "cosine"
+    video_l2_scale: float = 10.0  # units of the embedding
+    soft_mask_scales: tuple[int, ...] = (1, 2, 4, 8)  # px of the mask
+    velocity_scale: float = 10.0  # rad/s
+    foot_slip_scale: float = 0.5  # m/s
+    tilt_worst_angle: float = math.pi / 2  # rad
+
+    def __post_init__(self):
+        for name in [f"{term}_weight" for term in TERMS]:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+        if all(self.weight(term) == 0 for term in TERMS):
+            raise ValueError("reward weights: expected at least one above 0, got only zeros; type: mask_weight=1.0")
+        for name in ("video_l2_scale", "velocity_scale", "foot_slip_scale"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}: expected a finite number > 0, got {value}")
+        if not 0 < self.tilt_worst_angle <= math.pi:
+            raise ValueError(f"tilt_worst_angle: expected an angle in (0, pi] rad, got {self.tilt_worst_angle}")
+        if self.video_similarity not in ("cosine", "l2"):
+            raise ValueError(f"video_similarity: expected 'cosine' or 'l2', got {self.video_similarity!r}")
+        masks.check_scales(self.soft_mask_scales, "soft_mask_scales")
+
+    def weight(self, term: str) -> float:
+        """Weight of a term of `TERMS`."""
+        return getattr(self, f"{term}_weight")
+
+    @property
+    def offset(self) -> float:
+        """What is added to every step so that one that has not fallen is worth at least 0."""
+        return sum(self.weight(term) for term in REGULARIZER_TERMS)
+
+    @property
+    def uses_video(self) -> bool:
+        """Whether clips must be rendered and embedded."""
+        return self.video_weight > 0
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether silhouettes must be rendered."""
+        return self.mask_weight > 0 or self.soft_mask_weight > 0
+
+
+def mask_terms(
+    config: RewardConfig, mask: Bool[Array, "*batch h w"], ref_mask: Bool[Array, "*batch h w"]
+) -> dict[str, Float[Array, "*batch"]]:
+    """The terms `mask` (always: it is also the measure that runs report) and, if it has a weight, `soft_mask`."""
+    terms = {"mask": masks.mask_iou(mask, ref_mask)}
+    if config.soft_mask_weight > 0:
+        terms["soft_mask"] = masks.soft_mask_iou(mask, ref_mask, config.soft_mask_scales)
+    return terms
+
+
+def video_term(
+    config: RewardConfig, z: Float[Array, "*batch d"], ref_z: Float[Array, "*batch d"]
+) -> dict[str, Float[Array, "*batch"]]:
+    """The term `video`: similarity of the agent's and the reference's clip embeddings, as the config names it."""
+    if config.video_similarity == "cosine":
+        return {"video": similarity.cosine_similarity(z, ref_z)}
+    return {"video": similarity.l2_similarity(z, ref_z, config.video_l2_scale)}
+
+
+def regularizer_terms(
+    config: RewardConfig,
+    *,
+    joint_torque: Float[Array, "*batch nu"],
+    torque_limit: Float[Array, "*#batch nu"],
+    action: Float[Array, "*batch nu"],
+    previous_action: Float[Array, "*batch nu"],
+    joint_velocity: Float[Array, "*batch nj"],
+    foot_velocity: Float[Array, "*batch feet axes"],
+    foot_contact: Bool[Array, "*batch feet"] | Float[Array, "*batch feet"],
+    gravity: Float[Array, "*batch 3"],
+) -> dict[str, Float[Array, "*batch"]]:
+    """All regularisers, unweighted; units and frames as in `nil_jax.rewards.regularizers`."""
+    return {
+        "torque": regularizers.torque(joint_torque, torque_limit),
+        "action_rate": regularizers.action_rate(action, previous_action),
+        "velocity": regularizers.velocity(joint_velocity, config.velocity_scale),
+        "foot_slip": regularizers.foot_slip(foot_velocity, foot_contact, config.foot_slip_scale),
+        "tilt": regularizers.tilt(gravity, config.tilt_worst_angle),
+    }
+
+
+def combine(
+    terms: Mapping[str, Float[Array, "*batch"]],
+    config: RewardConfig,
+    image_scale: int | float | Float[Array, "*#batch"] = 1.0,
+) -> tuple[Float[Array, "*batch"], dict[str, Array]]:
+    """Weigh the terms of one control step.
+
+        R = image_scale * sum_image w_i s_i  +  sum_regularizers w_j (1 + p_j),    s in [0, 1], p in [-1, 0]
+
+    so R >= 0 for every step. A step that falls is worth what the caller says, at most 0: then falling never pays. The
+    published total (arXiv 2503.10626) is R without the offset sum_j w_j.
+
+    Args:
+        terms: unweighted values by name; a term with zero weight may be absent, and is logged if present.
+        config: the weights.
+        image_scale: control steps per reward tick at a tick and 0 between, so that a mean over control steps is the
+            same for every tick rate. With the Python number 0 the image terms may be absent.
+
+    Returns:
+        The total, and what to log: `reward/<term>` unweighted (image terms times `image_scale`, so that a mean over
+        control steps reads as the term's mean) and `reward/offset`, the part of the total that does not depend on the
+        motion.
+
+    Raises:
+        ValueError: an unknown term, or a missing one that has a weight.
+    """
+    unknown = sorted(set(terms) - set(TERMS))
+    if unknown:
+        raise ValueError(f"terms: expected names out of {', '.join(TERMS)}; got {', '.join(unknown)}")
+    between_ticks = isinstance(image_scale, int | float) and image_scale == 0
+    needed = [term for term in (REGULARIZER_TERMS if between_ticks else TERMS) if config.weight(term) > 0]
+    missing = [term for term in needed if term not in terms]
+    if missing:
+        remedy = ", ".join(f"{term}_weight=0" for term in missing)
+        raise ValueError(f"terms: expected a value for each term with a weight; {', '.join(missing)} missing: {remedy}")
+
+    shape = jnp.broadcast_shapes(*(value.shape for value in terms.values()))
+    total = jnp.zeros(shape, jnp.float32)
+    scale = jnp.asarray(image_scale, jnp.float32)
+    logged = {"reward/offset": jnp.full(shape, config.offset, jnp.float32)}
+    for term, value in terms.items():
+        if term in IMAGE_TERMS:
+            logged[f"reward/{term}"] = value * scale
+            total = total + config.weight(term) * logged[f"reward/{term}"]
+        else:
+            logged[f"reward/{term}"] = value
+            # Each summand is >= 0 by itself: adding the offset at the end could round to a total just below 0.
+            total = total + config.weight(term) * (1.0 + value)
+    return total, logged

@@ -1,0 +1,242 @@
+"""Encoders of clips, from a checkpoint that the user names; there is no default and never a random one.
+
+Axes: T frames of a video or clip, M clips, S S 3 square RGB image, D embedding.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped, UInt8
+
+from nil_jax.rewards.timesformer import Timesformer, TimesformerConfig, params_from_tensors, preprocess, tensor_shapes
+
+POOLINGS = ("cls", "mean")
+LISTED = 20  # names of one fault in one message
+CLASSIFIER = ("classifier.weight", "classifier.bias")  # class logits are not features: left out
+
+
+class Encoder(NamedTuple):
+    """A frozen clip encoder: a pure function and its parameters, which a compiled caller passes as an argument.
+
+    Attributes:
+        params: pytree of arrays.
+        embed: `embed(params, frames [*batch, T, S, S, 3] uint8) -> [*batch, D] float32`, any S, T = num_frames.
+        num_frames: frames of a clip.
+        image_size: side of the image that the network sees, px; frames of another size are resized.
+        embedding_size: D.
+        digest: hash of configuration, weights, pooling and dtype: equal digests mean equal embeddings.
+    """
+
+    params: Any
+    embed: Callable[[Any, Array], Array]
+    num_frames: int
+    image_size: int
+    embedding_size: int
+    digest: str
+
+
+def load_encoder(
+    folder_or_id: str | Path,
+    pooling: Literal["cls", "mean"] = "cls",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Encoder:
+    """TimeSformer from a Hugging Face checkpoint.
+
+    Which token or pooling arXiv 2503.10626 takes from the last hidden state is not known: `pooling` chooses.
+
+    Args:
+        folder_or_id: a folder with `config.json` and `*.safetensors`, or a Hugging Face id such as
+            `facebook/timesformer-base-finetuned-k400`, with `@revision` behind it if wanted.
+        pooling: `cls` takes the class token, `mean` the average over all other tokens.
+        dtype: precision of weights and activations; the embedding is always float32. On GPUs float32 products may be
+            rounded to TF32: set `jax_default_matmul_precision` to `highest` where that matters.
+
+    Raises:
+        ValueError: no such folder or id, another architecture, no safetensors, or tensors that are missing, unexpected
+            or of the wrong shape, all of them named.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
+    folder = _find_folder(str(folder_or_id))
+    config = _read_config(folder)
+    tensors = _read_tensors(folder)
+    _check_tensors(tensors, tensor_shapes(config), folder)
+    precision = jnp.dtype(dtype)
+    return Encoder(
+        params=params_from_tensors(tensors, config, precision),
+        embed=_make_embed(config, precision, pooling),
+        num_frames=config.num_frames,
+        image_size=config.image_size,
+        embedding_size=config.hidden_size,
+        digest=_digest(config, tensors, pooling, dtype),
+    )
+
+
+def _make_embed(config: TimesformerConfig, precision: jnp.dtype, pooling: str) -> Callable[[Any, Array], Array]:
+    network = Timesformer(config, precision)
+
+    def embed(params: Any, frames: Shaped[Array, "*batch t h w c"]) -> Float[Array, "*batch d"]:
+        if frames.ndim < 4 or frames.shape[-4] != config.num_frames:
+            raise ValueError(
+                f"frames: expected clips of {config.num_frames} frames [.., {config.num_frames}, S, S, 3], "
+                f"got shape {frames.shape}"
+            )
+        batch = frames.shape[:-4]
+        pixels = preprocess(frames.reshape(-1, *frames.shape[-4:]), config)
+        tokens = network.apply({"params": params}, pixels).astype(jnp.float32)
+        # With attention in space only, each frame is a sequence of its own.
+        sequences = config.num_frames if config.attention_type == "space_only" else 1
+        tokens = tokens.reshape(*batch, sequences, *tokens.shape[-2:])
+        pooled = tokens[..., 0, :] if pooling == "cls" else jnp.mean(tokens[..., 1:, :], axis=-2)
+        return jnp.mean(pooled, axis=-2)
+
+    return embed
+
+
+def clip_indices(length: int, num_frames: int, stride: int = 1) -> Int[np.ndarray, "t num_frames"]:
+    """For each time t of a video the frames of the clip that ends at t; before the video its first frame is repeated.
+
+        index[t, i] = max(t - (num_frames - 1 - i) * stride, 0)
+
+    Args:
+        length: frames of the video.
+        num_frames: frames of a clip.
+        stride: video frames between two frames of a clip; not published (arXiv 2503.10626), choose it by measurement.
+    """
+    if min(length, num_frames, stride) < 1:
+        raise ValueError(f"expected length, num_frames and stride >= 1, got {length}, {num_frames} and {stride}")
+    back = np.arange(num_frames - 1, -1, -1) * stride
+    return np.maximum(np.arange(length)[:, None] - back, 0)
+
+
+def embed_clips(
+    encoder: Encoder,
+    video: UInt8[np.ndarray, "t s s 3"],
+    indices: Int[np.ndarray, "m num_frames"],
+    batch_size: int = 4,
+) -> Float[np.ndarray, "m d"]:
+    """Embed many clips of one video, `batch_size` at a time, so that memory does not grow with their number.
+
+    Args:
+        encoder: from `load_encoder`.
+        video: all frames.
+        indices: frames of each clip, for instance from `clip_indices`.
+        batch_size: clips on the device at once; the function compiles once for it.
+
+    Raises:
+        ValueError: clips of another length than the encoder's, or indices outside the video.
+    """
+    indices = np.asarray(indices)
+    if indices.ndim != 2 or indices.shape[1] != encoder.num_frames:
+        raise ValueError(f"indices: expected [M, {encoder.num_frames}] frames of each clip, got shape {indices.shape}")
+    if indices.size and not 0 <= indices.min() <= indices.max() < len(video):
+        raise ValueError(f"indices: expected frames of a video of {len(video)}, got {indices.min()} to {indices.max()}")
+    embed = jax.jit(encoder.embed)
+    embeddings = np.empty((len(indices), encoder.embedding_size), np.float32)
+    for start in range(0, len(indices), batch_size):
+        chunk = indices[start : start + batch_size]
+        # The last chunk is filled up with its last clip, so that every call has the one compiled shape.
+        full = chunk[np.minimum(np.arange(batch_size), len(chunk) - 1)]
+        embeddings[start : start + len(chunk)] = embed(encoder.params, jnp.asarray(video[full]))[: len(chunk)]
+    return embeddings
+
+
+def _find_folder(folder_or_id: str) -> Path:
+    folder = Path(folder_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    name, _, revision = folder_or_id.partition("@")
+    wanted = f"encoder: expected a checkpoint folder or a Hugging Face id such as owner/name, got {folder_or_id!r}"
+    if name.count("/") != 1 or not all(name.split("/")) or name.startswith((".", "~")):
+        raise ValueError(f"{wanted}, which is no folder")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError(f"{wanted}, which needs a download; type: pip install huggingface_hub") from error
+    try:
+        path = snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{wanted}, which is no folder and was not found: {str(error).splitlines()[0]}") from error
+    return Path(path)
+
+
+def _read_config(folder: Path) -> TimesformerConfig:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"encoder: expected a file config.json in {folder}, got none; save_pretrained writes one")
+    contents = [{}, {}]
+    for i, name in enumerate(("config.json", "preprocessor_config.json")):
+        if (folder / name).is_file():
+            try:
+                contents[i] = json.loads((folder / name).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"encoder: expected JSON in {folder / name}, got {error}") from error
+    return TimesformerConfig.from_hf(*contents)
+
+
+def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of the backbone by name, without the prefix that classification checkpoints add."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(f"encoder: expected the files that {index} names, missing: {', '.join(missing)}")
+    if not files:
+        held = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
+        raise ValueError(
+            f"encoder: expected *.safetensors in {folder}, got {held}; pickled weights (.bin) can run code and are not "
+            'read, convert them once: python -c "from transformers import TimesformerModel as M; '
+            "M.from_pretrained('FOLDER_OR_ID').save_pretrained('NEW_FOLDER')\""
+        )
+    tensors = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    if name not in CLASSIFIER:
+                        tensors[name.removeprefix("timesformer.")] = opened.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"encoder: expected a safetensors file, {file} is not readable: {error}") from error
+    return tensors
+
+
+def _check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    faults = {
+        "missing": [name for name in shapes if name not in found],
+        "unexpected": [name for name in found if name not in shapes],
+        "wrong shape": [
+            f"{name} {found[name]} instead of {shape}"
+            for name, shape in shapes.items()
+            if found.get(name, shape) != shape
+        ],
+    }
+    lines = [
+        f"{fault}: {', '.join(names[:LISTED])}" + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+        for fault, names in faults.items()
+        if names
+    ]
+    if lines:
+        raise ValueError(f"encoder: expected the tensors that config.json in {folder} describes; {'; '.join(lines)}")
+
+
+def _digest(config: TimesformerConfig, tensors: Mapping[str, np.ndarray], pooling: str, dtype: str) -> str:
+    digest = hashlib.sha256(json.dumps([asdict(config), pooling, dtype], sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(np.ascontiguousarray(tensor).view(np.uint8).reshape(-1).data)
+    return digest.hexdigest()[:16]

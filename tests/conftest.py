@@ -1,0 +1,105 @@
+"""Strict settings for every test, and the data that some tests need."""
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of data beside the checkout: skip without it, but on CI its absence is a failure."""
+    root = Path(os.environ.get("NIL_JAX_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (root / "videos").is_dir():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must have the shared data; expected a folder {root}")
+        pytest.skip("no shared data beside the checkout")
+    return root
+
+
+@pytest.fixture
+def strict_promotion():
+    """Strict dtype and rank promotion, for our own modules only: mjx, flashbax, brax and optax fail under them."""
+    with ExitStack() as stack:
+        stack.enter_context(jax.numpy_dtype_promotion("strict"))
+        stack.enter_context(jax.numpy_rank_promotion("raise"))
+        yield
+
+
+TINY_ROBOT = """
+<mujoco model="tiny">
+  <option timestep="0.004"/>
+  <worldbody>
+    <geom name="ground" type="plane" size="5 5 .1"/>
+    <body name="trunk" pos="0 0 0.42">
+      <freejoint/>
+      <geom name="trunk" type="box" size=".12 .08 .08" mass="3" rgba=".5 .5 .5 1"/>
+      <body name="left" pos="0 .1 -.05">
+        <joint name="left_hip" axis="0 1 0" range="-1 1" damping="1" armature=".05"/>
+        <geom name="left_leg" type="capsule" fromto="0 0 0 0 0 -.3" size=".04" mass="1"/>
+        <geom name="left_foot" type="capsule" fromto="-.09 0 -.33 .09 0 -.33" size=".04" mass=".3"/>
+      </body>
+      <body name="right" pos="0 -.1 -.05">
+        <joint name="right_hip" axis="0 1 0" range="-1 1" damping="1" armature=".05"/>
+        <geom name="right_leg" type="capsule" fromto="0 0 0 0 0 -.3" size=".04" mass="1"/>
+        <geom name="right_foot" type="capsule" fromto="-.09 0 -.33 .09 0 -.33" size=".04" mass=".3"/>
+      </body>
+    </body>
+  </worldbody>
+  <actuator>
+    <motor name="l" joint="left_hip" ctrlrange="-30 30"/>
+    <motor name="r" joint="right_hip" ctrlrange="-30 30"/>
+  </actuator>
+</mujoco>
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory) -> Path:
+    """An MJCF of two hinges on a box: compiles in seconds, and stands on two wide feet."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.xml"
+    path.write_text(TINY_ROBOT)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_env(tiny_path):
+    """The environment of the tiny robot."""
+    from nil_jax import envs
+
+    return envs.make(tiny_path, sim_dt=0.004, ctrl_dt=0.02)
+
+
+@pytest.fixture(scope="session")
+def tiny_reference(tiny_env):
+    """A reference of the tiny robot that swings its legs, drawn by the renderer; 21 ticks at 25 per second."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from nil_jax import envs
+    from nil_jax.reference import Reference
+    from nil_jax.rendering import make_scene, render, side_camera
+
+    time = np.arange(21) / 25
+    qpos = np.tile(tiny_env.default_qpos, (21, 1))
+    qpos[:, 7], qpos[:, 8] = 0.4 * np.sin(6 * time), -0.4 * np.sin(6 * time)
+    qpos[:, 0] = 0.3 * time
+    kinematics = jax.jit(jax.vmap(lambda q: envs.forward_kinematics(tiny_env.mjx_model, q)))
+    geom_xpos, geom_xmat = kinematics(jnp.asarray(qpos, jnp.float32))
+    camera = side_camera(2.0, 0.3, focal=2.5)
+    target = jnp.asarray(qpos[:, :3] * [1, 0, 0], jnp.float32)
+    scene = make_scene(tiny_env.mj_model, tiny_env.robot_geom_ids)
+    frames = render(scene, geom_xpos, geom_xmat, camera, target, height=32, width=32)
+    return Reference(
+        frames=np.asarray(frames.rgb),
+        masks=np.asarray(frames.segmentation) >= 0,
+        fps=25.0,
+        camera=camera,
+        start_qpos=qpos[0].astype(np.float32),
+        loop=False,
+        provenance={"robot": tiny_env.spec.name, "fingerprint": tiny_env.fingerprint},
+    )

@@ -1,0 +1,144 @@
+"""The robot environment against MuJoCo's C engine, and the wrappers against loops."""
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from nil_jax import envs
+from nil_jax.envs import AutoResetWrapper, VmapWrapper
+from nil_jax.envs.robot import rotation_matrix
+
+# MJX computes in float32, MuJoCo in float64: after 25 steps some 1e-6 of a radian.
+TRAJECTORY_TOLERANCE = 1e-4
+KINEMATICS_TOLERANCE = 1e-5  # m, float32 over a chain of a few bodies
+
+
+@pytest.fixture(scope="module")
+def stepped(tiny_env):
+    step = jax.jit(tiny_env.step)
+    return step, jax.jit(tiny_env.reset)
+
+
+@pytest.mark.parametrize(("height", "amplitude"), [(1.0, 0.5), (0.0, 0.0)], ids=["in the air", "on the floor"])
+def test_steps_follow_the_c_engine(tiny_env, stepped, height, amplitude):
+    step, reset = stepped
+    state = reset(jax.random.key(0))
+    state = state.replace(data=state.data.replace(qpos=state.data.qpos.at[2].add(height)))
+    data = mujoco.MjData(tiny_env.mj_model)
+    data.qpos[:], data.qvel[:] = state.data.qpos, state.data.qvel
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        action = rng.uniform(-amplitude, amplitude, 2).astype(np.float32)
+        state = step(state, jnp.asarray(action))
+        data.ctrl[:] = tiny_env.default_qpos[7:] + tiny_env.config.action_scale * action
+        for _ in range(tiny_env.config.n_substeps):
+            mujoco.mj_step(tiny_env.mj_model, data)
+    np.testing.assert_allclose(state.data.qpos, data.qpos, atol=TRAJECTORY_TOLERANCE)
+
+
+def test_frames_belong_to_the_pose_and_not_to_the_one_before(tiny_env, stepped):
+    step, reset = stepped
+    state = step(reset(jax.random.key(0)), jnp.array([1.0, -1.0]))
+    data = mujoco.MjData(tiny_env.mj_model)
+    data.qpos[:] = state.data.qpos
+    mujoco.mj_kinematics(tiny_env.mj_model, data)
+    np.testing.assert_allclose(state.data.geom_xpos, data.geom_xpos, atol=KINEMATICS_TOLERANCE)
+
+
+def test_reset_puts_the_feet_on_the_floor(tiny_env, stepped):
+    state = stepped[1](jax.random.key(1))
+    lowest = tiny_env.lowest_point(state.data.geom_xpos, state.data.geom_xmat)
+    assert abs(float(lowest)) < KINEMATICS_TOLERANCE
+
+
+def test_observation_has_the_stated_parts(tiny_env, stepped):
+    state = stepped[1](jax.random.key(2))
+    qpos, qvel = np.asarray(state.data.qpos), np.asarray(state.data.qvel)
+    expected = [qpos[7:] - tiny_env.default_qpos[7:], qvel[6:], [0, 0, -1], qpos[2:3], qvel[:3], qvel[3:6]]
+    expected += [[1, 0], qpos[1:2], [0, 0]]
+    np.testing.assert_allclose(state.obs, np.concatenate(expected), atol=1e-6)
+    assert state.obs.shape == (tiny_env.observation_size,)
+
+
+def test_velocity_is_seen_in_the_heading_frame(tiny_env, stepped):
+    state = stepped[1](jax.random.key(3))
+    half = np.pi / 4  # facing +y
+    qpos = state.data.qpos.at[3:7].set(jnp.array([np.cos(half), 0, 0, np.sin(half)]))
+    qvel = state.data.qvel.at[:3].set(jnp.array([0.0, 2.0, 0.0]))
+    obs = tiny_env._observation(state.data.replace(qpos=qpos, qvel=qvel), jnp.zeros(2))
+    np.testing.assert_allclose(obs[8:13], [2, 0, 0, *qvel[3:5]], atol=1e-5)  # forward, left, up; then turning
+    np.testing.assert_allclose(obs[14:16], [0, 1], atol=1e-5)  # cos and sin of the heading
+
+
+def test_rotation_matrix_equals_mujocos():
+    quat = np.array([0.5, -0.1, 0.7, 0.3])
+    quat /= np.linalg.norm(quat)
+    expected = np.zeros(9)
+    mujoco.mju_quat2Mat(expected, quat)
+    np.testing.assert_allclose(rotation_matrix(jnp.asarray(quat)), expected.reshape(3, 3), atol=1e-6)
+
+
+def test_lying_down_is_a_fall(tiny_env, stepped):
+    state = stepped[1](jax.random.key(0))
+    half = np.pi / 4
+    data = state.data.replace(qpos=state.data.qpos.at[3:7].set(jnp.array([np.cos(half), np.sin(half), 0, 0])))
+    assert not bool(state.terminated)
+    assert bool(stepped[0](state.replace(data=data), jnp.zeros(2)).terminated)
+
+
+def test_a_nan_in_the_physics_ends_the_episode_and_stays_out_of_the_outputs(tiny_env, stepped):
+    state = stepped[1](jax.random.key(0))
+    state = stepped[0](state.replace(data=state.data.replace(qvel=state.data.qvel * jnp.nan)), jnp.zeros(2))
+    assert bool(state.terminated)
+    assert np.isfinite(state.obs).all() and float(state.reward) == 0.0
+
+
+def test_a_foot_that_is_dragged_slips(tiny_env, stepped):
+    step, reset = stepped
+    state = reset(jax.random.key(0))
+    standing = step(state, jnp.zeros(2))
+    data = state.data.replace(qvel=state.data.qvel.at[0].set(1.0))
+    dragged = step(state.replace(data=data), jnp.zeros(2))
+    assert float(standing.metrics["foot_slip_speed"]) < 0.1 < float(dragged.metrics["foot_slip_speed"])
+
+
+def test_batched_reset_and_restart_keep_the_true_last_observation(tiny_path):
+    env = envs.make(tiny_path, episode_length=3)
+    batch = AutoResetWrapper(VmapWrapper(env))
+    state = jax.jit(batch.reset)(jax.random.split(jax.random.key(0), 4))
+    first = np.asarray(state.info["pool"].obs)
+    step = jax.jit(batch.step)
+    for _ in range(2):
+        state = step(state, jnp.full((4, 2), 0.3))
+        np.testing.assert_array_equal(state.obs, state.info["final_obs"])
+    plain = jax.jit(jax.vmap(env.step))
+    inner = {name: state.info[name] for name in state.info if name not in ("pool", "key", "final_obs")}
+    expected = plain(state.replace(info=inner), jnp.full((4, 2), 0.3))
+    state = step(state, jnp.full((4, 2), 0.3))
+    assert bool(state.truncated.all()) and not bool(state.terminated.any())
+    np.testing.assert_allclose(state.info["final_obs"], expected.obs, atol=1e-6)
+    assert all((row == first).all(axis=1).any() for row in np.asarray(state.obs))
+    assert int(state.info["step"].max()) == 0
+
+
+def test_step_is_compiled_once(tiny_env):
+    traces = []
+
+    @jax.jit
+    def step(state, action):
+        traces.append(1)
+        return tiny_env.step(state, action)
+
+    state = jax.jit(tiny_env.reset)(jax.random.key(0))
+    for value in (0.0, 0.5, 1.0):
+        state = step(state, jnp.full(2, value))
+    assert len(traces) == 1
+
+
+def test_torque_actuation_applies_the_scaled_limit(tiny_path):
+    env = envs.make(tiny_path, actuation="torque")
+    state = jax.jit(env.reset)(jax.random.key(0))
+    state = jax.jit(env.step)(state, jnp.array([0.5, -1.0]))
+    np.testing.assert_allclose(state.info["torque"], [15.0, -30.0], rtol=1e-5)
