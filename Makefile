@@ -44,7 +44,8 @@ test-slow: wheel
 
 bench: setup
 	mkdir -p build/bench
-	for name in physics train silhouette; do $(BIN)/python benchmarks/$$name.py --quick --json build/bench/$$name.json; done
+	for name in physics train; do $(BIN)/python benchmarks/$$name.py --quick --json build/bench/$$name.json; done
+	$(BIN)/python benchmarks/results.py build/bench/*.json > benchmarks/RESULTS.md
 
 clean:
 	rm -rf build runs *.egg-info

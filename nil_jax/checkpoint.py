@@ -45,14 +45,22 @@ class Checkpoints:
         """
         if self.latest is None:
             raise ValueError(f"checkpoint: expected at least one in {self.folder}, got none; train first")
-        items = {name: ocp.args.StandardRestore(_leaves(tree)) for name, tree in templates.items()}
-        try:
-            found = self._manager.restore(self.latest, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"checkpoint: expected one of the same settings in {self.folder}, got another: {reason}"
-            ) from None
+        wanted = {name: _leaves(tree) for name, tree in templates.items()}
+        for name, leaves in wanted.items():
+            part = self.folder / str(self.latest) / name
+            if not part.is_dir():
+                raise ValueError(f"checkpoint: expected the part {name!r} in {self.folder}, got one without")
+            shapes = {
+                path: leaf.shape for path, leaf in ocp.StandardCheckpointer().metadata(part).item_metadata.items()
+            }
+            differing = [p for p in {*shapes, *leaves} if p not in leaves or shapes.get(p) != leaves[p].shape]
+            if differing:
+                raise ValueError(
+                    f"checkpoint: expected one of the same settings in {self.folder}, got another: "
+                    f"{len(differing)} arrays differ, such as {min(differing)}"
+                )
+        items = {name: ocp.args.StandardRestore(leaves) for name, leaves in wanted.items()}
+        found = self._manager.restore(self.latest, args=ocp.args.Composite(**items))
         return {name: _fill(templates[name], found[name]) for name in templates}
 
     def close(self) -> None:

@@ -140,11 +140,9 @@ def train(
         resume: go on with the run in the output folder.
     """
     import nil_jax
-    from nil_jax.reference import ARRAYS, Reference
 
     del preset  # `main` has read it: it sets the defaults of the other flags
-    clip = Reference.load(video) if (video / ARRAYS).is_file() else video
-    nil_jax.train(nil_jax.envs.make(robot, config.env), clip, config=config, output=output, resume=resume)
+    nil_jax.train(nil_jax.envs.make(robot, config.env), video, config=config, output=output, resume=resume)
 
 
 def evaluate(

@@ -21,8 +21,9 @@ class MetricsLog:
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
+        for name, value in finite.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes and closes both."""

@@ -26,8 +26,9 @@ class ImitationEnv(VmapWrapper):
     """N robots that are paid for looking like the reference.
 
     `reset` takes keys [N]; `step` takes actions [N, A] and `tick`, one flag for all: whether this control step ends
-    with a look at the robots. They look at the same time because a `lax.cond` under `vmap` would render anyway; image terms
-    count `control_steps_per_tick` times at ticks and are zero between.
+    with a look at the robots. They look at the same time because a `lax.cond` under `vmap` would render anyway; image
+    terms count `control_steps_per_tick` times at ticks and are zero between. That number follows from the reference's
+    rate and the robot's `dt`.
 
     `State.reward` is the weighted total, zero in the step of a fall. `State.metrics` holds each unweighted term as
     `reward/<term>`. The observation is the robot's, followed by the reference clock. An episode ends with a fall, with

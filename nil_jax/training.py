@@ -28,7 +28,7 @@ from nil_jax.learning import (
     make_policy,
     make_replay,
 )
-from nil_jax.reference import Reference, Video, prepare_reference, with_embeddings
+from nil_jax.reference import Reference, Video, is_reference, prepare_reference, with_embeddings
 from nil_jax.report import PANEL, write_comparison
 from nil_jax.rewards import Encoder, load_encoder
 from nil_jax.rollout import ImitationEnv, collect
@@ -165,8 +165,8 @@ def train(
 
     Args:
         env: from `nil_jax.envs.make`, or a name that it takes. A given env keeps its own settings.
-        ref_video: a video file, a folder of frames, frames [T, H, W, 3] uint8 with `source_fps`, or a prepared `Reference`;
-            without one the env's own reward is optimised.
+        ref_video: a video file, a folder of frames, frames [T, H, W, 3] uint8 with `source_fps`, or a prepared
+            `Reference` (or the folder of one); without one the env's own reward is optimised.
         config: all settings; by default the preset "cpu".
         output: folder of the run (settings, metrics, checkpoints, curves, comparison video); without it nothing is
             written.
@@ -196,9 +196,10 @@ def train(
     reference = run.reference or _reference(env, ref_video, config, source_fps, run)
     if reference is not None and encoder is not None:
         reference = with_embeddings(reference, encoder)
+    imitation = ImitationEnv(env, reference, config.reward, encoder)
     run.start(reference)
     try:
-        return _train(ImitationEnv(env, reference, config.reward, encoder), config, run)
+        return _train(imitation, config, run)
     finally:
         run.close()
 
@@ -213,6 +214,8 @@ def _encoder(config: Config, run: Run) -> Encoder | None:
 def _reference(env: Env, ref_video: Any, config: Config, source_fps: float | None, run: Run) -> Reference | None:
     if ref_video is None or isinstance(ref_video, Reference):
         return ref_video
+    if is_reference(ref_video):
+        return Reference.load(ref_video)
     with run.stage("reference") as progress:
         settings = dataclasses.asdict(config.reference)
         return prepare_reference(env, ref_video, source_fps=source_fps, progress=progress, **settings)

@@ -28,13 +28,13 @@ class RewardConfig:
     """
 
     video_weight: float = 1.0
-    mask_weight: float = 1.0
-    soft_mask_weight: float = 2.0
+    mask_weight: float = 2.0
+    soft_mask_weight: float = 3.0
     torque_weight: float = 0.1
     action_rate_weight: float = 0.1
     velocity_weight: float = 0.1
-    foot_slip_weight: float = 1.0
-    tilt_weight: float = 0.5
+    foot_slip_weight: float = 0.5
+    tilt_weight: float = 0.2
     video_similarity: Literal["cosine", "l2"] = "cosine"
     video_l2_scale: float = 10.0  # units of the embedding
     soft_mask_scales: tuple[int, ...] = (1, 2, 4, 8)  # px of the mask

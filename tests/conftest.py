@@ -1,6 +1,7 @@
 """Strict settings for every test, and the data that some tests need."""
 
 import os
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -8,6 +9,11 @@ import jax
 import pytest
 
 jax.config.update("jax_debug_key_reuse", True)
+# Many tests compile the same programs, and the workers of one test run share what they compile.
+RUN_ID = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"nil_jax_tests_{RUN_ID}"))
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ class LearnerConfig:
     """Settings of the learner. The defaults are those that made the Unitree H1 stand and walk on two CPU cores."""
 
     actor_hidden: tuple[int, ...] = (256, 256)
-    critic_hidden: tuple[int, ...] = (384, 384)
+    critic_hidden: tuple[int, ...] = (256, 256)
     actor_lr: float = 3e-4
     critic_lr: float = 3e-4
     alpha_lr: float = 3e-4  # 0 keeps the temperature at init_temperature
@@ -41,8 +41,8 @@ class LearnerConfig:
     max_grad_norm: float = 10.0  # of the actor's and of the critics' gradient
     gamma: float = 0.98
     tau: float = 0.01  # share of the critics that the target network takes over per update
-    batch_size: int = 512
-    grad_updates_per_step: int = 4  # per step of all environments
+    batch_size: int = 256
+    grad_updates_per_step: int = 20  # per step of all environments
     n_step: int = 1
     critic: Literal["twin", "distributional"] = "twin"
     num_quantiles: int = 25  # per critic, distributional only

@@ -1,7 +1,7 @@
 """From a clip to a `Reference`: read, segment, resample, align, embed, preview."""
 
 from nil_jax.reference.align import Alignment, fit_start
-from nil_jax.reference.prepare import Reference, ReferenceConfig, prepare_reference, with_embeddings
+from nil_jax.reference.prepare import Reference, ReferenceConfig, is_reference, prepare_reference, with_embeddings
 from nil_jax.reference.preview import write_preview
 from nil_jax.reference.segment import segment_uniform
 from nil_jax.reference.start_frame import start_frame
@@ -13,6 +13,7 @@ __all__ = [
     "ReferenceConfig",
     "Video",
     "fit_start",
+    "is_reference",
     "prepare_reference",
     "read_video",
     "segment_uniform",

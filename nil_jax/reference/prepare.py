@@ -123,6 +123,11 @@ class Reference:
             ) from None
 
 
+def is_reference(path: Any) -> bool:
+    """Whether a path is a folder that `Reference.save` wrote."""
+    return isinstance(path, str | Path) and (Path(path) / ARRAYS).is_file()
+
+
 def _expect(name: str, array: Any, dtype: type, shape: tuple) -> None:
     """Checks dtype and shape; letters stand for any positive size, the same letter for the same size."""
     if not np.issubdtype(array.dtype, dtype):

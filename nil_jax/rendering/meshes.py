@@ -13,6 +13,7 @@ import os
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,8 +29,7 @@ class MeshConfig(NamedTuple):
     planes: int = 32  # of each piece, at most
     gain: float = 0.015  # a cut must remove a cube of this edge; shares of the whole robot's size from here on
     tolerance: float = 0.0015  # a piece stands out of its hull by at most this (if the planes allow)
-    margin: float = 0.002  # halves of a cut overlap by this, so that no gap shows
-    samples: int = 3000  # points on the surface
+    cell: float = 0.002  # vertices this close together are merged before the cutting
     cuts: int = 12  # positions tried along each axis
 
 
@@ -49,16 +49,14 @@ def convex_pieces(
       size: of the whole robot, m: what is small beside it is not worth a piece.
       config: how closely to follow.
     """
-    config = config._replace(
-        **{name: getattr(config, name) * round(size, 3) for name in ("gain", "tolerance", "margin")}
-    )
+    config = config._replace(**{name: getattr(config, name) * round(size, 3) for name in ("gain", "tolerance", "cell")})
     content = _VERSION + vertices.astype("<f4").tobytes() + faces.astype("<i4").tobytes() + repr(config).encode()
     root = Path(os.environ.get("NIL_JAX_CACHE") or Path.home() / ".cache" / "nil_jax")
     file = root / "meshes" / f"{hashlib.sha256(content).hexdigest()[:32]}.npz"
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             planes, lengths = stored["planes"], stored["lengths"]
-    except (OSError, ValueError, KeyError):  # absent, or cut short by a full disk
+    except (OSError, ValueError, KeyError, BadZipFile):  # absent, or cut short by a full disk
         pieces = [_bounding_planes(points, config) for points in _cut(vertices, faces, config)]
         planes, lengths = np.concatenate(pieces), np.array([len(piece) for piece in pieces])
         _store(file, planes=planes, lengths=lengths)
@@ -80,56 +78,74 @@ def _store(file: Path, **arrays: np.ndarray) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def _surface_points(vertices: np.ndarray, faces: np.ndarray, count: int) -> np.ndarray:
-    """Points spread evenly over the surface, and the vertices of the hull, which random points would miss."""
-    corners = vertices[faces]
-    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=-1)
-    rng = np.random.default_rng(0)
-    chosen = corners[rng.choice(len(faces), count, p=area / area.sum())]
-    weights = rng.dirichlet((1.0, 1.0, 1.0), count)
-    return np.concatenate([np.einsum("nk,nki->ni", weights, chosen), vertices[_hull(vertices).vertices]])
+def _simplified(vertices: np.ndarray, faces: np.ndarray, cell: float) -> np.ndarray:
+    """Triangles [F, 3, 3] after merging all vertices of a cubic cell; those that vanish are left out."""
+    _, first, merged = np.unique(np.round(vertices / cell), axis=0, return_index=True, return_inverse=True)
+    faces = merged.reshape(-1)[faces]
+    real = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    return vertices[first][faces[real]]
 
 
 def _hull(points: np.ndarray) -> ConvexHull:
     try:
         return ConvexHull(points)
-    except QhullError:  # flat: a little noise (QJ) makes it a body
-        return ConvexHull(points, qhull_options="QJ")
+    except QhullError:  # flat: a sheet gets a little thickness
+        corners = np.stack(np.meshgrid(*[(-1, 1)] * 3), axis=-1).reshape(8, 3)
+        return ConvexHull((points[:, None] + 1e-3 * np.ptp(points, axis=0).max() * corners).reshape(-1, 3))
 
 
-def _best_cut(points: np.ndarray, config: MeshConfig) -> tuple[float, tuple[np.ndarray, ...]]:
-    """The cut that removes most hull volume, and its two halves, which overlap by a margin so that no gap shows."""
-    whole, best, halves = _hull(points).volume, 0.0, (points,)
+def _below(triangles: np.ndarray, axis: int, position: float, sign: int) -> np.ndarray:
+    """What of the triangles lies on one side of a plane, as triangles."""
+    above = sign * (triangles[..., axis] - position)
+    outside = above > 0
+    count = outside.sum(axis=1)
+    kept = [triangles[count == 0]]
+    for number in (1, 2):  # corners outside: the odd one of three is turned to the front
+        odd = np.argmax(outside[count == number] == (number == 1), axis=1)[:, None]
+        order = (odd + np.arange(3)) % 3
+        a, b, c = np.moveaxis(np.take_along_axis(triangles[count == number], order[..., None], axis=1), 1, 0)
+        height = np.take_along_axis(above[count == number], order, axis=1)[..., None]
+        ab = a + (b - a) * height[:, 0] / (height[:, 0] - height[:, 1])
+        ac = a + (c - a) * height[:, 0] / (height[:, 0] - height[:, 2])
+        corners = [(ab, b, c), (ab, c, ac)] if number == 1 else [(a, ab, ac)]
+        kept += [np.stack(triangle, axis=1) for triangle in corners]
+    return np.concatenate(kept)
+
+
+def _best_cut(triangles: np.ndarray, config: MeshConfig) -> tuple[float, tuple[np.ndarray, ...]]:
+    """The cut that removes most hull volume, and the triangles of its two halves."""
+    points = triangles.reshape(-1, 3)
+    whole, best, halves = _hull(points).volume, 0.0, (triangles,)
     for axis in range(3):
-        coordinate = points[:, axis]
-        for position in np.linspace(coordinate.min(), coordinate.max(), config.cuts + 2)[1:-1]:
-            parts = points[coordinate <= position + config.margin], points[coordinate >= position - config.margin]
-            if min(map(len, parts)) < 16:
+        for position in np.linspace(points[:, axis].min(), points[:, axis].max(), config.cuts + 2)[1:-1]:
+            parts = tuple(_below(triangles, axis, position, sign) for sign in (1, -1))
+            if min(map(len, parts)) < 4:  # triangles: specks are not worth a piece
                 continue
-            gain = whole - sum(_hull(part).volume for part in parts)
+            gain = whole - sum(_hull(part.reshape(-1, 3)).volume for part in parts)
             if gain > best:
                 best, halves = gain, parts
     return best, halves
 
 
 def _cut(vertices: np.ndarray, faces: np.ndarray, config: MeshConfig) -> list[np.ndarray]:
-    points = _surface_points(vertices, faces, config.samples)
-    pieces = [(points, _best_cut(points, config))]
+    """Points [.., 3] whose hulls are the pieces."""
+    triangles = _simplified(vertices, faces, config.cell)
+    pieces = [(triangles, _best_cut(triangles, config))]
     while len(pieces) < config.pieces:
         worst = max(range(len(pieces)), key=lambda i: pieces[i][1][0])
         gain, halves = pieces[worst][1]
         if gain <= config.gain**3:
             break
         pieces[worst : worst + 1] = [(half, _best_cut(half, config)) for half in halves]
-    return [points for points, _ in pieces]
+    return [triangles.reshape(-1, 3) for triangles, _ in pieces]
 
 
 def _bounding_planes(points: np.ndarray, config: MeshConfig) -> np.ndarray:
     """Facets of the hull, chosen one at a time: always the one that cuts off most at the farthest corner so far."""
     hull = _hull(points)
-    inside = points[hull.vertices].mean(axis=0)
+    inside = hull.points[hull.vertices].mean(axis=0)
     axes = np.concatenate([np.eye(3), -np.eye(3)])
-    chosen = np.concatenate([axes, -np.max(points @ axes.T, axis=0)[:, None]], axis=1)
+    chosen = np.concatenate([axes, -np.max(hull.points @ axes.T, axis=0)[:, None]], axis=1)
     while True:
         corners = HalfspaceIntersection(chosen, inside, qhull_options="QJ").intersections
         sticking_out = (corners @ hull.equations[:, :3].T + hull.equations[:, 3]).max(axis=0)

@@ -18,8 +18,6 @@ from nil_jax.rendering.geometry import KINDS, Kind, Surfaces, local_rays, slopes
 from nil_jax.rendering.scene import Scene
 from nil_jax.rendering.shading import floor_rgb, shade
 
-UNROLL = 1
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def render(
     for kind, surfaces in prepared:
         count, per_geom = surfaces.outside.shape[0], surfaces.outside.shape[2]
         starts = first + per_geom * jnp.arange(count, dtype=jnp.int32)
-        state, _ = jax.lax.scan(partial(_nearer, kind, x, y), state, (starts, surfaces), unroll=UNROLL)
+        state, _ = jax.lax.scan(partial(_nearer, kind, x, y), state, (starts, surfaces))
         first += count * per_geom
     nearest, winner = state
     hit = winner >= 0
@@ -102,9 +100,7 @@ def render_masks(
     matrix, eye = _view(camera, target, width / height)
     mask = jnp.zeros((geom_xpos.shape[0], height, width), bool)
     for kind, surfaces in _prepare(scene, geom_xpos, geom_xmat, matrix, eye):
-        mask, _ = jax.lax.scan(
-            lambda mask, s, kind=kind: (mask | kind.covers(s, x, y), None), mask, surfaces, unroll=UNROLL
-        )
+        mask, _ = jax.lax.scan(lambda mask, s, kind=kind: (mask | kind.covers(s, x, y), None), mask, surfaces)
     return mask
 
 

@@ -1,0 +1,69 @@
+"""Checkpoints: bit-equal round trips of what orbax alone cannot hold, and messages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nil_jax.checkpoint import Checkpoints
+from nil_jax.metrics import MetricsLog, read_metrics
+
+
+def tree(scale: float) -> dict:
+    return {
+        "key": jax.random.split(jax.random.key(3), 2),
+        "empty": jnp.zeros((0, 4)),
+        "nested": {"x": scale * jnp.arange(5.0), "n": jnp.int32(7)},
+        "flags": jnp.array([True, False]),
+    }
+
+
+def test_keys_empty_leaves_and_arrays_come_back_bit_equal(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(10, {"state": tree(1.5)})
+    found = checkpoints.restore({"state": tree(0.0)})["state"]
+    checkpoints.close()
+    assert jax.tree.structure(found) == jax.tree.structure(tree(0.0))
+    np.testing.assert_array_equal(jax.random.key_data(found["key"]), jax.random.key_data(tree(0)["key"]))
+    np.testing.assert_array_equal(found["nested"]["x"], 1.5 * np.arange(5.0))
+    assert found["empty"].shape == (0, 4) and found["nested"]["n"].dtype == jnp.int32
+
+
+def test_the_newest_of_the_kept_ones_is_restored(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"state": tree(step)})
+    assert checkpoints.latest == 3
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == [2, 3]
+    assert float(checkpoints.restore({"state": tree(0)})["state"]["nested"]["x"][1]) == 3.0
+    checkpoints.close()
+
+
+def test_a_part_is_restored_alone(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, {"learner": tree(2), "loop": {"y": jnp.ones(3)}})
+    assert float(checkpoints.restore({"learner": tree(0)})["learner"]["nested"]["x"][1]) == 2.0
+    checkpoints.close()
+
+
+def test_none_and_another_shape_are_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="expected at least one"):
+        checkpoints.restore({"state": tree(0)})
+    checkpoints.save(1, {"state": tree(1)})
+    other = tree(0)
+    other["nested"]["x"] = jnp.zeros(9)
+    with pytest.raises(ValueError, match="expected one of the same settings"):
+        checkpoints.restore({"state": other})
+    checkpoints.close()
+
+
+def test_metrics_are_read_back_without_a_torn_last_line(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write(1, {"a": 0.5})
+    log.write(2, {"a": float("nan")})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "a"')
+    assert read_metrics(tmp_path) == [{"step": 1, "a": 0.5}, {"step": 2, "a": None}]
+    assert read_metrics(tmp_path, until=1) == [{"step": 1, "a": 0.5}]

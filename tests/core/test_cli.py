@@ -1,0 +1,113 @@
+"""The commands, from end to end on a tiny robot, and what bad input gets."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nil_jax import cli
+from nil_jax.reference import read_video, write_video
+
+TRAIN_FLAGS = (
+    "--num-timesteps 128 --num-envs 8 --num-evals 1 --num-eval-envs 2 --learning-starts 32 --batch-size 16 "
+    "--grad-updates-per-step 1 --actor-hidden 8 --critic-hidden 8 --mask-size 32 --frame-size 32"
+).split()
+
+
+def run(*argv: str) -> int:
+    """The exit code of a command."""
+    try:
+        cli.main([str(word) for word in argv])
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_reference, tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "swing.mp4"
+    frames = np.stack([np.asarray(Image.fromarray(f).resize((128, 128))) for f in tiny_reference.frames])
+    write_video(path, frames, 25.0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_path, clip, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert run("train", tiny_path, clip, "-o", folder, *TRAIN_FLAGS) == 0
+    return folder
+
+
+def test_robots_prints_one_json_object(capsys):
+    assert run("robots", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["unitree_h1"] == {"source": "embedded", "body": "humanoid"}
+    assert "menagerie:unitree_h1" in found
+
+
+def test_frame_writes_the_robot_on_white(tmp_path):
+    assert run("frame", "unitree_a1", "-o", tmp_path / "a1.png", "--size", "96") == 0
+    image = np.asarray(Image.open(tmp_path / "a1.png"))
+    assert image.shape == (96, 96, 3) and (image[0] == 255).all()
+    assert 0.05 < (image < 250).any(axis=-1).mean() < 0.5
+
+
+def test_prepare_makes_a_reference_that_train_takes(tiny_path, clip, tmp_path, capsys):
+    made = tmp_path / "swing.ref"
+    assert run("prepare", tiny_path, clip, "-o", made, "--mask-size", "32", "--frame-size", "32", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ticks"] == 21 and report["first_frame_iou"] > 0.8
+    assert (made / "preview.mp4").stat().st_size > 1000
+    assert run("train", tiny_path, made, "-o", tmp_path / "run", *TRAIN_FLAGS) == 0
+
+
+def test_eval_repeats_the_evaluation_of_the_run(trained, capsys):
+    assert run("eval", trained, "--num-envs", "2", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    for name, expected in json.loads((trained / "evaluation.json").read_text()).items():
+        assert rows[name] == pytest.approx(expected, rel=1e-4)
+
+
+def test_render_writes_three_panels(trained, tmp_path):
+    assert run("render", trained, "-o", tmp_path / "out.mp4", "--size", "64") == 0
+    frames = read_video(tmp_path / "out.mp4").frames
+    assert frames.shape[2] > 2.5 * frames.shape[1]
+
+
+def test_resume_of_a_finished_run_ends_at_once(trained, tiny_path, clip):
+    assert run("train", tiny_path, clip, "-o", trained, "--resume", *TRAIN_FLAGS) == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "unitree_h2", "x.mp4", "-o", "{tmp}/run"], "nearest: unitree_h1"),
+        (["train", "{tiny}", "{tmp}/missing.mp4", "-o", "{tmp}/run"], "nothing there"),
+        (["prepare", "{tiny}", "{tmp}/text.mp4", "-o", "{tmp}/run"], "text.mp4"),
+        (["prepare", "{tiny}", "{tmp}/blank.mp4", "-o", "{tmp}/run"], "uniform background"),
+        (["train", "{tiny}", "{clip}", "-o", "{tmp}"], "choose another folder"),
+        (["train", "{tmp}/broken.xml", "{clip}", "-o", "{tmp}/run"], "valid MJCF"),
+        (["train", "{tiny}", "{clip}", "-o", "{tmp}/run", "--gamma", "1.5"], "gamma: expected"),
+        (["train", "{tiny}", "{clip}", "-o", "{tmp}/run", "--encoder", "{tmp}/none"], "encoder: expected"),
+        (["train", "{tiny}", "{clip}", "-o", "{tmp}/run", "--ctrl-dt", "0.016"], "--fps 31.25"),
+        (["train", "{tiny}", "{clip}", "-o", "{trained}", "--resume", "--gamma", "0.5"], "start a new run"),
+        (["train", "unitree_a1", "{ref}", "-o", "{tmp}/run"], "got one for tiny"),
+        (["eval", "{tmp}"], "run.json"),
+        (["render", "{trained}", "-o", "{tmp}/text.mp4"], "not taken"),
+        (["frame", "unitree_a1", "-o", "{tmp}/new.png", "--size", "2"], "16 to 4096"),
+    ],
+)
+def test_bad_input_gets_a_clear_message_and_leaves_nothing(argv, message, tmp_path, tiny_path, clip, trained, capsys):
+    (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "broken.xml").write_text("<mujoco")
+    write_video(tmp_path / "blank.mp4", np.full((5, 64, 64, 3), 255, np.uint8), 25.0)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    places = {"tmp": tmp_path, "tiny": tiny_path, "clip": clip, "trained": trained, "ref": trained / "reference"}
+    capsys.readouterr()
+    code = run(*[word.format(**places) for word in argv])
+    printed = capsys.readouterr()
+    assert code == 2 and printed.out == ""
+    assert message in " ".join(printed.err.split())
+    assert "Traceback" not in printed.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -1,0 +1,44 @@
+"""Settings: unique names, presets, storing, and messages."""
+
+import dataclasses
+
+import pytest
+
+from nil_jax.config import PRESETS, Config, TrainConfig, differences, flatten, load_config, preset, save_config
+
+
+def test_field_names_are_unique_over_all_parts():
+    names = [f.name for part in dataclasses.fields(Config) for f in dataclasses.fields(part.default_factory)]
+    assert len(names) == len(set(names)) == len(flatten(Config()))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_survive_storing(tmp_path, name):
+    config = preset(name).with_fields(actor_hidden=(8, 9), encoder="folder")
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+
+
+def test_single_fields_change_without_naming_their_part():
+    config = Config().with_fields(num_envs=7, gamma=0.5, mask_size=32)
+    assert (config.train.num_envs, config.learner.gamma, config.reference.mask_size) == (7, 0.5, 32)
+    assert differences(Config(), config) == {"num_envs": (64, 7), "gamma": (0.98, 0.5), "mask_size": (64, 32)}
+
+
+def test_unknown_fields_and_presets_are_refused():
+    with pytest.raises(ValueError, match="'num_env'"):
+        Config().with_fields(num_env=3)
+    with pytest.raises(ValueError, match="expected one of cpu, gpu"):
+        preset("tpu")
+
+
+@pytest.mark.parametrize("field", ["num_timesteps", "num_envs", "num_evals", "num_eval_envs"])
+def test_counts_below_one_are_refused(field):
+    with pytest.raises(ValueError, match=f"{field}: expected an integer >= 1, got 0"):
+        TrainConfig(**{field: 0})
+
+
+def test_damaged_settings_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"train": {"nonsense": 1}}')
+    with pytest.raises(ValueError, match="expected the settings of a run"):
+        load_config(tmp_path / "config.json")

@@ -1,0 +1,185 @@
+"""Robot, renderer and reward together, against MuJoCo's kinematics and loops."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nil_jax
+from nil_jax import rewards
+from nil_jax.envs import AutoResetWrapper
+from nil_jax.evaluation import controls, run_episodes, summary
+from nil_jax.rewards import Encoder, RewardConfig
+from nil_jax.rollout import ImitationEnv, collect
+
+NUM_ENVS = 3
+
+
+def sine_policy(observation, key):
+    del key
+    return jnp.sin(jnp.arange(observation.shape[0], dtype=jnp.float32))[:, None] * jnp.ones((1, 2)), {}
+
+
+@pytest.fixture(scope="module")
+def env(tiny_env, tiny_reference):
+    return ImitationEnv(tiny_env, tiny_reference)
+
+
+@pytest.fixture(scope="module")
+def ticks(env):
+    """Five ticks of a policy: the state before each tick, and what `collect` returned."""
+    auto_env = AutoResetWrapper(env)
+    state = jax.jit(auto_env.reset)(jax.random.split(jax.random.key(0), NUM_ENVS))
+    traces = []
+
+    @jax.jit
+    def tick(state, key):
+        traces.append(1)
+        return collect(auto_env, sine_policy, state, key)
+
+    rows = []
+    for i in range(5):
+        following, transitions, metrics = tick(state, jax.random.key(i))
+        rows.append((state, following, transitions, metrics))
+        state = following
+    assert len(traces) == 1
+    return rows
+
+
+def test_episodes_start_at_the_reference_and_look_like_it(env, tiny_reference):
+    state = jax.jit(env.reset)(jax.random.split(jax.random.key(0), NUM_ENVS))
+    iou = rewards.mask_iou(env.masks(state), jnp.repeat(jnp.asarray(tiny_reference.masks[:1]), NUM_ENVS, axis=0))
+    assert float(iou.min()) > 0.9  # all that differs is the noise of the reset, 0.02 rad
+
+
+def test_a_tick_holds_all_its_control_steps_and_one_look(env, ticks):
+    assert env.control_steps_per_tick == 2
+    _, _, transitions, metrics = ticks[0]
+    assert transitions.observation.shape == (NUM_ENVS, 2, env.observation_size)
+    assert (np.asarray(metrics["reward/mask"])[0] == 0).all() and (np.asarray(metrics["reward/mask"])[1] > 0).all()
+
+
+def test_image_terms_are_those_of_the_state_behind_the_tick(env, ticks, tiny_reference):
+    for i, (_, following, _, metrics) in enumerate(ticks):
+        ref = jnp.repeat(jnp.asarray(tiny_reference.masks[i + 1 : i + 2]), NUM_ENVS, axis=0)
+        expected = rewards.mask_iou(env.masks(following), ref) * env.control_steps_per_tick
+        np.testing.assert_allclose(metrics["reward/mask"][-1], expected, rtol=1e-6)
+
+
+def test_reward_is_the_weighted_sum_of_the_logged_terms(env, ticks):
+    config = env.reward
+    _, _, transitions, metrics = ticks[2]
+    terms = {name.removeprefix("reward/"): value for name, value in metrics.items() if name.startswith("reward/")}
+    total = terms.pop("offset") + sum(config.weight(name) * value for name, value in terms.items())
+    np.testing.assert_allclose(transitions.reward.T, total, rtol=1e-5)
+    assert (np.asarray(transitions.reward) >= 0).all()
+
+
+def test_transitions_chain_from_step_to_step(ticks):
+    first, second = ticks[0][2], ticks[1][2]
+    np.testing.assert_array_equal(first.next_observation[:, 0], first.observation[:, 1])
+    np.testing.assert_array_equal(first.next_observation[:, 1], second.observation[:, 0])
+
+
+def test_the_end_of_a_clip_has_no_future_and_keeps_the_phase(tiny_env, tiny_reference):
+    short = dataclasses.replace(tiny_reference, frames=tiny_reference.frames[:3], masks=tiny_reference.masks[:3])
+    auto_env = AutoResetWrapper(ImitationEnv(tiny_env, short))
+    state = jax.jit(auto_env.reset)(jax.random.split(jax.random.key(0), NUM_ENVS))
+    tick = jax.jit(lambda state, key: collect(auto_env, sine_policy, state, key))
+    state, transitions, _ = tick(state, jax.random.key(0))
+    assert (np.asarray(transitions.discount) == 1).all()
+    state, transitions, metrics = tick(state, jax.random.key(1))
+    assert (np.asarray(transitions.discount[:, 1]) == 0).all() and not np.asarray(metrics["fall"]).any()
+    assert (np.asarray(state.info["clock"]) == 0).all()
+
+
+def test_a_fall_between_ticks_restarts_in_phase(env):
+    auto_env = AutoResetWrapper(env)
+    state = jax.jit(auto_env.reset)(jax.random.split(jax.random.key(0), NUM_ENVS))
+    half = np.pi / 4
+    lying = state.data.qpos.at[0, 3:7].set(jnp.array([np.cos(half), np.sin(half), 0, 0]))
+    state = state.replace(data=state.data.replace(qpos=lying))
+    step = jax.jit(lambda state, tick: auto_env.step(state, jnp.zeros((NUM_ENVS, 2)), tick=tick))
+    state = step(state, False)
+    assert bool(state.terminated[0]) and not bool(state.terminated[1])
+    assert float(state.reward[0]) == 0.0
+    np.testing.assert_array_equal(state.info["clock"], [1, 1, 1])
+    np.testing.assert_allclose(state.obs[:, env.env.observation_size], 1 / (env.clip_length * 2), rtol=1e-6)
+
+
+def test_a_looping_reference_wraps_its_clock(tiny_env, tiny_reference):
+    env = ImitationEnv(tiny_env, dataclasses.replace(tiny_reference, loop=True))
+    clock = jnp.array([0, 2, 41, 42, 44])
+    np.testing.assert_array_equal(env.frame_index(clock), [0, 1, 20, 0, 1])
+    np.testing.assert_array_equal(ImitationEnv(tiny_env, tiny_reference).frame_index(clock), [0, 1, 20, 20, 20])
+
+
+def fake_encoder(size: int = 8) -> Encoder:
+    """Two numbers that a loop can check: how dark the newest frame is, and how much it differs from the oldest."""
+
+    def embed(params, frames):
+        dark = 255 - jnp.mean(frames.astype(jnp.float32), axis=(-3, -2, -1))
+        return params * jnp.stack([dark[..., -1], dark[..., -1] - dark[..., 0]], axis=-1)
+
+    return Encoder(jnp.float32(1.0), embed, 4, size, 2, "fake")
+
+
+def test_video_term_compares_the_clip_that_ends_at_the_tick(tiny_env, tiny_reference):
+    encoder = fake_encoder()
+    reference = nil_jax.with_embeddings(tiny_reference, encoder)
+    env = ImitationEnv(tiny_env, reference, RewardConfig(video_similarity="l2"), encoder)
+    auto_env = AutoResetWrapper(env)
+    state = jax.jit(auto_env.reset)(jax.random.split(jax.random.key(0), NUM_ENVS))
+    tick = jax.jit(lambda state, key: collect(auto_env, sine_policy, state, key))
+    clip = [np.asarray(state.info["clip"][:, -1])] * encoder.num_frames
+    for i in range(3):
+        state, _, metrics = tick(state, jax.random.key(i))
+        clip = [*clip[1:], np.asarray(env.pictures(state.data, encoder.image_size))]
+        z = encoder.embed(encoder.params, jnp.asarray(np.stack(clip, axis=1)))
+        expected = np.exp(-np.linalg.norm(z - reference.embeddings["fake"][i + 1], axis=-1) / 10.0)
+        np.testing.assert_allclose(metrics["reward/video"][-1] / 2, expected, rtol=1e-4)
+
+
+def test_without_an_encoder_the_video_term_is_off(env):
+    assert env.reward.video_weight == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fps": 24.0}, "whole number of control steps"),
+        ({"provenance": {"robot": "other", "fingerprint": "x"}}, "got one for other"),
+    ],
+)
+def test_a_reference_that_does_not_fit_is_refused(tiny_env, tiny_reference, change, message):
+    with pytest.raises(ValueError, match=message):
+        ImitationEnv(tiny_env, dataclasses.replace(tiny_reference, **change))
+
+
+def test_a_reference_without_embeddings_is_refused(tiny_env, tiny_reference):
+    with pytest.raises(ValueError, match="with_embeddings"):
+        ImitationEnv(tiny_env, tiny_reference, None, fake_encoder())
+
+
+def test_evaluation_equals_a_loop_over_one_episode(env):
+    policies = {"sine": sine_policy, **controls(2)}
+    found = jax.device_get(jax.jit(lambda key: run_episodes(env, policies, NUM_ENVS, key))(jax.random.key(5)))
+    rows = summary(found)
+    key_reset = jax.random.split(jax.random.key(5), 3)[1]
+    keys = jax.random.split(key_reset, 3 * NUM_ENVS)
+    auto_env = AutoResetWrapper(env)
+    state = jax.jit(auto_env.reset)(keys)
+    step = jax.jit(lambda state, tick: auto_env.step(state, action, tick=tick))
+    action = jnp.concatenate([sine_policy(state.obs[:NUM_ENVS], None)[0], jnp.zeros((2 * NUM_ENVS, 2))])
+    returns, alive, iou = np.zeros(NUM_ENVS), np.ones(NUM_ENVS), np.zeros(NUM_ENVS)
+    for i in range(2 * (env.clip_length - 1)):
+        state = step(state, i % 2 == 1)
+        returns += alive * np.asarray(state.reward[:NUM_ENVS])
+        iou += alive * np.asarray(state.metrics["reward/mask"][:NUM_ENVS])
+        alive *= 1 - np.asarray(state.done[:NUM_ENVS])
+    np.testing.assert_allclose(found["sine"].metrics["return"], returns, rtol=1e-4)
+    np.testing.assert_allclose(found["sine"].metrics["mask_iou"], iou / (2 * (env.clip_length - 1)), rtol=1e-4)
+    assert rows["zero action"]["fall"] == 0.0 and rows["zero action"]["length"] == pytest.approx(0.8)
+    assert rows["zero action"]["mask_iou"] > rows["random policy"]["mask_iou"]

@@ -1,0 +1,138 @@
+"""Training on a tiny robot: files of a run, exact resume, refusals, and the host loop's arithmetic."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import nil_jax
+from nil_jax import training
+from nil_jax.run import Run, SavedRun
+
+SETTINGS = {
+    "num_timesteps": 64 * 8,
+    "num_envs": 8,
+    "num_evals": 2,
+    "num_eval_envs": 2,
+    "learning_starts": 64,
+    "batch_size": 32,
+    "grad_updates_per_step": 1,
+    "actor_hidden": (16,),
+    "critic_hidden": (16,),
+}
+
+
+def train(env, reference, folder, **settings):
+    return nil_jax.train(env, reference, output=folder, progress=False, **(SETTINGS | settings))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_env, tiny_reference, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return train(tiny_env, tiny_reference, folder)
+
+
+def test_a_run_folder_holds_what_it_should(whole):
+    names = {path.name for path in whole.folder.iterdir()}
+    expected = {"config.json", "run.json", "reference", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert names == expected | {"evaluation.json", "curves.png", "comparison.mp4"}
+    rows = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == SETTINGS["num_timesteps"]
+    assert {"sps", "reward/mask", "episode_return", "learner/critic_loss", "falls"} <= set().union(*rows)
+
+
+def test_the_evaluation_holds_the_policy_and_its_controls(whole):
+    assert list(whole.evaluation) == ["policy", "untrained policy", "zero action", "random policy"]
+    assert json.loads((whole.folder / "evaluation.json").read_text()) == whole.evaluation
+    assert all(np.isfinite(list(row.values())).all() for row in whole.evaluation.values())
+
+
+def test_the_policy_of_a_run_acts_as_the_returned_one(whole, tiny_env, tiny_reference):
+    env = nil_jax.ImitationEnv(tiny_env, tiny_reference)
+    saved = SavedRun.load(whole.folder)
+    actor_critic = training.make_program(env, saved.config).actor_critic
+    learner = saved.learner(actor_critic.init(jax.random.key(0)))
+    policy = nil_jax.make_policy(actor_critic, learner, deterministic=True)
+    observation = np.linspace(-1, 1, env.observation_size, dtype=np.float32)
+    expected, _ = whole.policy(observation, jax.random.key(1))
+    np.testing.assert_array_equal(policy(observation, jax.random.key(1))[0], expected)
+    assert np.abs(expected).max() <= 1
+
+
+def test_a_run_that_was_killed_resumes_bit_equal(whole, tiny_env, tiny_reference, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    save = Run.checkpoint
+
+    def save_and_die(run, *args):
+        save(run, *args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "checkpoint", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_env, tiny_reference, folder)
+    monkeypatch.setattr(Run, "checkpoint", save)
+    resumed = train(tiny_env, None, folder, resume=True)
+    for ours, theirs in zip(jax.tree.leaves(resumed.learner), jax.tree.leaves(whole.learner), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert resumed.evaluation == whole.evaluation
+
+
+def test_training_step_is_compiled_once_and_leaves_its_input_alone(tiny_env, tiny_reference):
+    config = nil_jax.Config().with_fields(**SETTINGS, replay_size=512)
+    program = training.make_program(nil_jax.ImitationEnv(tiny_env, tiny_reference), config)
+    state = jax.jit(program.init)(jax.random.key(0))
+    before = jax.tree.map(np.asarray, state.learner.params)
+    traces = []
+
+    @jax.jit
+    def step(state):
+        traces.append(1)
+        return program.training_step(state, None)
+
+    following, _ = step(state)
+    for _ in range(6):
+        following, metrics = step(following)
+    assert len(traces) == 1
+    assert np.isfinite(metrics["learner/critic_loss"])
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, state.learner.params))
+    assert int(following.learner.steps) > 0 == int(state.learner.steps)
+
+
+def test_without_a_video_the_robots_own_reward_is_learned(tiny_env):
+    result = nil_jax.train(tiny_env, progress=False, **(SETTINGS | {"num_timesteps": 64, "num_evals": 1}))
+    assert "mask_iou" not in result.evaluation["policy"] and result.folder is None
+    assert result.evaluation["policy"]["return"] > 0
+
+
+def test_a_folder_that_holds_something_is_refused(whole, tiny_env, tiny_reference):
+    with pytest.raises(ValueError, match="--resume"):
+        train(tiny_env, tiny_reference, whole.folder)
+
+
+def test_resuming_with_other_settings_is_refused(whole, tiny_env):
+    with pytest.raises(ValueError, match=r"gamma 0.98 \(got 0.5\)"):
+        train(tiny_env, None, whole.folder, resume=True, gamma=0.5)
+
+
+def test_resuming_with_another_robot_is_refused(whole):
+    with pytest.raises(ValueError, match="expected the robot of the run"):
+        train(nil_jax.envs.make("unitree_a1"), None, whole.folder, resume=True)
+
+
+def test_resuming_nothing_is_refused(tiny_env, tmp_path):
+    with pytest.raises(ValueError, match=r"no readable run.json"):
+        train(tiny_env, None, tmp_path / "none", resume=True)
+
+
+def test_a_diverging_learner_stops_with_the_last_checkpoint_named(tiny_env, tiny_reference, tmp_path, monkeypatch):
+    summary = training._summary
+    calls = []
+
+    def poisoned(metrics):
+        calls.append(1)
+        return summary(metrics) | ({"learner/critic_loss": float("nan")} if len(calls) > 20 else {})
+
+    monkeypatch.setattr(training, "_summary", poisoned)
+    with pytest.raises(FloatingPointError, match="the checkpoint of step 256 is kept"):
+        train(tiny_env, tiny_reference, tmp_path / "run")
