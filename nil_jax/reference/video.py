@@ -122,7 +122,7 @@ def _read_file(path: Path, fps: float | None, max_seconds: float) -> Video:
                 count += 1
                 times.append(time)
                 frames.append(_pixels(frame))
-    except (av.FFmpegError, OSError, MemoryError) as error:
+    except (av.error.FFmpegError, OSError, MemoryError) as error:
         detail = f"one that breaks after {count} frames" if count else "none"
         raise ValueError(f"video {path}: expected a readable video, got {detail} ({_one_line(error)})") from None
     if not frames:
@@ -260,4 +260,4 @@ def signed_distance(mask: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"]:
         return np.full(mask.shape, float(max(mask.shape)))
     if mask.all():
         return np.full(mask.shape, -float(max(mask.shape)))
-    return distance_transform_edt(~mask) - distance_transform_edt(mask)
+    return distance_transform_edt(~mask) - distance_transform_edt(mask)  # pyright: ignore

@@ -9,10 +9,20 @@ from PIL import Image
 from nil_jax import cli
 from nil_jax.reference import read_video, write_video
 
-TRAIN_FLAGS = (
-    "--num-timesteps 128 --num-envs 8 --num-evals 1 --num-eval-envs 2 --learning-starts 32 --batch-size 16 "
-    "--grad-updates-per-step 1 --actor-hidden 8 --critic-hidden 8 --mask-size 32 --frame-size 32"
-).split()
+SETTINGS = {
+    "num-timesteps": 128,
+    "num-envs": 8,
+    "num-evals": 1,
+    "num-eval-envs": 2,
+    "learning-starts": 32,
+    "batch-size": 16,
+    "grad-updates-per-step": 1,
+    "actor-hidden": 8,
+    "critic-hidden": 8,
+    "mask-size": 32,
+    "frame-size": 32,
+}
+TRAIN_FLAGS = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
 
 
 def run(*argv: str) -> int:
