@@ -249,9 +249,9 @@ def _group_geoms(spec: mujoco.MjSpec, base: mujoco.MjsBody) -> None:
     for body in [base, *base.find_all(mujoco.mjtObj.mjOBJ_BODY)]:
         visible = [g for g in body.geoms if g.group <= 2 and (g.material or g.rgba[3] > 0)]
         visual = [g for g in visible if not g.contype and not g.conaffinity]
-        drawn = {g.id for g in (visual or visible)}
+        drawn = {g.name for g in (visual or visible)}
         for geom in body.geoms:
-            geom.group = DRAWN_GROUP if geom.id in drawn else HIDDEN_GROUP
+            geom.group = DRAWN_GROUP if geom.name in drawn else HIDDEN_GROUP
     for geom in spec.geoms:
         geom.contype = geom.conaffinity = 0
 

@@ -150,7 +150,7 @@ class RobotEnv(Env):
 
     def step(self, state: State, action: Float[Array, "U"]) -> State:
         """`n_substeps` of physics under one action."""
-        action = jnp.clip(action, -1.0, 1.0)
+        action = jnp.clip(action.astype(jnp.float32), -1.0, 1.0)
         data = state.data.replace(ctrl=self._control(action))
 
         def substep(data: mjx.Data, _: None) -> tuple[mjx.Data, None]:

@@ -1,5 +1,12 @@
 """nil_jax: teach a robot a motor skill from one generated video."""
 
+import contextlib
+import io
+
+# Without the optional Warp, MJX says so on standard output, where commands print their JSON.
+with contextlib.redirect_stdout(io.StringIO()):
+    import mujoco.mjx  # noqa: F401
+
 from nil_jax import envs, rewards
 from nil_jax.config import Config, preset
 from nil_jax.evaluation import evaluate

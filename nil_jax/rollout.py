@@ -92,7 +92,7 @@ class ImitationEnv(VmapWrapper):
 
     def step(self, state: State, action: Float[Array, "N A"], *, tick: bool | Bool[Array, ""] = True) -> State:
         """One control step; with `tick`, a look at the robot at its end."""
-        action = jnp.clip(action, -1.0, 1.0)
+        action = jnp.clip(action.astype(jnp.float32), -1.0, 1.0)
         if self.reference is None:
             return super().step(state, action)
         previous_action, clock = state.info["last_action"], state.info["clock"] + 1

@@ -38,6 +38,7 @@ def strict_promotion():
 
 TINY_ROBOT = """
 <mujoco model="tiny">
+  <compiler angle="radian"/>
   <option timestep="0.004"/>
   <worldbody>
     <geom name="ground" type="plane" size="5 5 .1"/>

@@ -12,6 +12,7 @@ SETTINGS = {"sim_dt": 0.004, "actuation": "position", "damping_per_stiffness": 0
 
 SPLIT_BASE = """
 <mujoco>
+  <compiler angle="radian"/>
   <worldbody>
     <light pos="0 0 3"/>
     <geom type="plane" size="1 1 .1"/>

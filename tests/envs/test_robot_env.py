@@ -10,8 +10,9 @@ from nil_jax import envs
 from nil_jax.envs import AutoResetWrapper, VmapWrapper
 from nil_jax.envs.robot import rotation_matrix
 
-# MJX computes in float32, MuJoCo in float64: after 25 steps some 1e-6 of a radian.
-TRAJECTORY_TOLERANCE = 1e-4
+# MJX computes in float32, MuJoCo in float64. Free flight agrees to some 1e-7; feet that just touch the floor are in
+# contact or not by rounding, which is worth some 1e-4 m.
+TRAJECTORY_TOLERANCE = {"in the air": 1e-5, "on the floor": 1e-3}
 KINEMATICS_TOLERANCE = 1e-5  # m, float32 over a chain of a few bodies
 
 
@@ -21,8 +22,8 @@ def stepped(tiny_env):
     return step, jax.jit(tiny_env.reset)
 
 
-@pytest.mark.parametrize(("height", "amplitude"), [(1.0, 0.5), (0.0, 0.0)], ids=["in the air", "on the floor"])
-def test_steps_follow_the_c_engine(tiny_env, stepped, height, amplitude):
+@pytest.mark.parametrize(("where", "height", "amplitude"), [("in the air", 1.0, 0.5), ("on the floor", 0.0, 0.0)])
+def test_steps_follow_the_c_engine(tiny_env, stepped, where, height, amplitude):
     step, reset = stepped
     state = reset(jax.random.key(0))
     state = state.replace(data=state.data.replace(qpos=state.data.qpos.at[2].add(height)))
@@ -35,7 +36,7 @@ def test_steps_follow_the_c_engine(tiny_env, stepped, height, amplitude):
         data.ctrl[:] = tiny_env.default_qpos[7:] + tiny_env.config.action_scale * action
         for _ in range(tiny_env.config.n_substeps):
             mujoco.mj_step(tiny_env.mj_model, data)
-    np.testing.assert_allclose(state.data.qpos, data.qpos, atol=TRAJECTORY_TOLERANCE)
+    np.testing.assert_allclose(state.data.qpos, data.qpos, atol=TRAJECTORY_TOLERANCE[where])
 
 
 def test_frames_belong_to_the_pose_and_not_to_the_one_before(tiny_env, stepped):
