@@ -27,7 +27,7 @@ lint: setup
 
 # The tests run against the built wheel, from a folder without the sources: what ships is what is checked.
 wheel: setup
-	rm -rf build/wheel build/check
+	rm -rf build/wheel build/check && mkdir -p build
 	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel.log 2>&1 || (cat build/wheel.log; exit 1)
 	$(BIN)/pip install --quiet --no-deps --target build/check build/wheel/*.whl
 
