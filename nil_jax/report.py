@@ -42,6 +42,7 @@ def write_curves(path: Path, rows: Sequence[dict[str, float]]) -> None:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("control steps", fontsize=8)
         axes.grid(alpha=0.3)
+        axes.locator_params(axis="x", nbins=5)
     figure.savefig(path, dpi=110)
 
 
