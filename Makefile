@@ -18,7 +18,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	rm -rf $(DEMO)
-	$(BIN)/nil-jax train unitree_a1 examples/a1_prowl.mp4 --output $(DEMO) --num-timesteps 100000 --num-evals 4
+	$(BIN)/nil-jax train unitree_a1 examples/a1_prowl.mp4 --output $(DEMO) --num-timesteps 90000 --num-evals 3 \
+	    --grad-updates-per-step 8
 	@echo "Look at $(DEMO)/comparison.mp4 and $(DEMO)/curves.png"
 
 lint: setup

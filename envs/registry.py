@@ -20,7 +20,7 @@ EMBEDDED = {
             "embedded",
             body="quadruped",
             stiffness={"": 60.0},
-            fall_height=0.5,
+            fall_height=0.4,
             target_velocity=0.5,
         ),
         RobotSpec(

@@ -20,7 +20,7 @@ from nil_jax.rendering import make_scene, render
 
 FPS, SECONDS, SIZE = 25, 4.0, 256
 PERIOD, SPEED = 0.64, 0.4  # s per cycle, m/s
-HEIGHT, LIFT = 0.21, 0.05  # m: of the hips over the floor, of the feet in the air
+HEIGHT, LIFT = 0.2, 0.05  # m: of the hips over the floor, of the feet in the air
 LINK = 0.2  # m: length of thigh and of calf
 FOOT_RADIUS = 0.02  # m
 PHASES = {"FR": 0.0, "RL": 0.0, "FL": 0.5, "RR": 0.5}  # diagonal legs together
