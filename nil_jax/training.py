@@ -133,6 +133,7 @@ def _training_step(
     episode_return, episodes = _episodes(state.episode_return, env_metrics)
     metrics = {f"learner/{name}": value for name, value in learner_metrics.items()}
     metrics |= {name: value.mean() for name, value in env_metrics.items() if name not in ("done", "fall")}
+    metrics["learning"] = replay.can_sample(memory)
     return TrainingState(learner, memory, env_state, episode_return, key_next), metrics | episodes
 
 
@@ -289,9 +290,12 @@ def _compiled(
 def _summary(metrics: dict[str, np.ndarray]) -> dict[str, float]:
     """Means over the training steps of one call; returns over the episodes that ended in it."""
     counts = {name: float(metrics[name].sum()) for name in ("episodes", "falls", "finished_return")}
-    summary = {name: float(np.mean(values)) for name, values in metrics.items() if name not in counts}
-    if np.isnan(metrics["learner/critic_loss"][0]):  # the replay is still being filled
-        summary = {name: value for name, value in summary.items() if not name.startswith("learner/")}
+    learning = metrics["learning"]  # False while the replay is being filled: there is no loss yet
+    summary = {}
+    for name in metrics.keys() - counts.keys() - {"learning"}:
+        values = metrics[name][learning] if name.startswith("learner/") else metrics[name]
+        if values.size:
+            summary[name] = float(np.mean(values))
     if counts["episodes"]:
         summary["episode_return"] = counts["finished_return"] / counts["episodes"]
     return summary | {name: counts[name] for name in ("episodes", "falls")}
