@@ -178,7 +178,7 @@ class RobotEnv(Env):
         data = mujoco.MjData(self.mj_model)
         data.qpos[:] = qpos
         mujoco.mj_kinematics(self.mj_model, data)
-        lowest = self.lowest_point(data.geom_xpos, data.geom_xmat.reshape(-1, 3, 3))
+        lowest = self.lowest_point(jnp.asarray(data.geom_xpos), jnp.asarray(data.geom_xmat).reshape(-1, 3, 3))
         return np.concatenate([qpos[:2], [qpos[2] - float(lowest)], qpos[3:]]).astype(np.float32)
 
     def _control(self, action: Float[Array, "U"]) -> Float[Array, "U"]:

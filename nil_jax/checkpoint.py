@@ -50,9 +50,7 @@ class Checkpoints:
             part = self.folder / str(self.latest) / name
             if not part.is_dir():
                 raise ValueError(f"checkpoint: expected the part {name!r} in {self.folder}, got one without")
-            shapes = {
-                path: leaf.shape for path, leaf in ocp.StandardCheckpointer().metadata(part).item_metadata.items()
-            }
+            shapes = {path: leaf.shape for path, leaf in ocp.StandardCheckpointHandler().metadata(part).tree.items()}
             differing = [p for p in {*shapes, *leaves} if p not in leaves or shapes.get(p) != leaves[p].shape]
             if differing:
                 raise ValueError(

@@ -1,9 +1,15 @@
 """The commands of `nil-jax`: parse, call the library, print. Exit codes: 0 done, 2 bad input, 1 a defect."""
 
+import contextlib
 import dataclasses
+import functools
+import inspect
+import io
+import itertools
 import json
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +24,9 @@ from nil_jax.reference import ReferenceConfig
 OUT = Console()
 ERR = Console(stderr=True)
 Output = Annotated[Path, arg(aliases=["-o"])]
+Robot = Positional[Annotated[str, arg(metavar="ROBOT")]]
+Clip = Positional[Annotated[Path, arg(metavar="VIDEO")]]
+RunFolder = Positional[Annotated[Path, arg(metavar="RUN")]]
 # The nested settings, each field a flag of its own name.
 Settings = OmitArgPrefixes[Config]
 
@@ -42,7 +51,7 @@ def robots(*, json_output: Annotated[bool, arg(name="json")] = False) -> None:
 
 
 def frame(
-    robot: Positional[str],
+    robot: Robot,
     *,
     output: Output,
     size: int = 768,
@@ -69,8 +78,8 @@ def frame(
 
 
 def prepare(
-    robot: Positional[str],
-    video: Positional[Path],
+    robot: Robot,
+    video: Clip,
     *,
     output: Output,
     config: OmitArgPrefixes[ReferenceConfig] = ReferenceConfig(),  # noqa: B008 (frozen)
@@ -121,8 +130,8 @@ def prepare(
 
 
 def train(
-    robot: Positional[str],
-    video: Positional[Path],
+    robot: Robot,
+    video: Clip,
     *,
     output: Output,
     config: Settings = Config(),  # noqa: B008 (frozen)
@@ -146,7 +155,7 @@ def train(
 
 
 def evaluate(
-    run: Positional[Path],
+    run: RunFolder,
     *,
     num_envs: int = 16,
     seed: int = 0,
@@ -172,7 +181,7 @@ def evaluate(
         OUT.print(evaluation_table(rows))
 
 
-def render(run: Positional[Path], *, output: Output, seed: int = 0, size: int = 320) -> None:
+def render(run: RunFolder, *, output: Output, seed: int = 0, size: int = 320) -> None:
     """Write a video of the newest policy of a run, side by side with the reference.
 
     Args:
@@ -242,9 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     use_compilation_cache()
     try:
-        commands = dict(COMMANDS)
-        commands["train"] = _with_preset(argv)
-        tyro.extras.subcommand_cli_from_dict(commands, prog="nil-jax", args=argv, description=__doc__.splitlines()[0])
+        _parsed(argv)()
     except KeyboardInterrupt:
         ERR.print("stopped; go on with --resume")
         sys.exit(130)
@@ -253,6 +260,30 @@ def main(argv: list[str] | None = None) -> None:
             raise
         ERR.print(f"nil-jax: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _parsed(argv: list[str]) -> Callable[[], None]:
+    """The command that the arguments name, bound to them. What tyro cannot parse, it says itself, and exits."""
+
+    def bound(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+        return functools.wraps(command)(lambda *args, **kwargs: functools.partial(command, *args, **kwargs))
+
+    commands = {name: bound(command) for name, command in (COMMANDS | {"train": _with_preset(argv)}).items()}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                commands, prog="nil-jax", args=argv, description=__doc__.splitlines()[0]
+            )
+    except SystemExit as stop:
+        # A setting out of range is refused by our own settings, in one line; tyro would frame it and name its insides.
+        refused = stop.__context__
+        while refused is not None and not (isinstance(refused, ValueError) and _is_ours(refused)):
+            refused = refused.__context__
+        if refused is not None:
+            raise refused from None
+        sys.stderr.write(said.getvalue())
+        raise
 
 
 def use_compilation_cache() -> None:
@@ -270,10 +301,6 @@ def use_compilation_cache() -> None:
 
 def _with_preset(argv: list[str]):
     """The command `train` with the defaults of the preset that the arguments name."""
-    import functools
-    import inspect
-    import itertools
-
     name = next((b for a, b in itertools.pairwise(argv) if a == "--preset"), "cpu")
     chosen = preset(name if name in PRESETS else "cpu")  # an unknown name is refused by the parser
     signature = inspect.signature(train)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt8
 from mujoco import mjx
 
 from nil_jax.envs import AutoResetWrapper, RobotEnv, State
@@ -86,7 +86,7 @@ def run_episodes(
     }
 
 
-def _metrics(steps: dict[str, Float[Array, "T N"]], dt: float) -> dict[str, Float[Array, "N"]]:
+def _metrics(steps: dict[str, Shaped[Array, "T N"]], dt: float) -> dict[str, Float[Array, "N"]]:
     """Sums over the first episode of each environment."""
     ended = jnp.cumsum(steps["done"], axis=0)
     alive = ((ended - steps["done"]) == 0).astype(jnp.float32)  # up to and with the step that ends the episode

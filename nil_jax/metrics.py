@@ -1,5 +1,6 @@
 """Metrics of a run: JSON lines and TensorBoard, and reading them back."""
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -7,13 +8,24 @@ from pathlib import Path
 
 
 class MetricsLog:
-    """Appends rows of numbers to `metrics.jsonl` and to TensorBoard in the same folder."""
+    """Appends rows of numbers to `metrics.jsonl` and to TensorBoard in the same folder.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: of the run.
+        resumed: the control steps of the checkpoint from which a run goes on: later rows are dropped, because the run
+            makes them again.
+    """
+
+    def __init__(self, folder: Path, resumed: int = 0):
         from tensorboardX import SummaryWriter
 
-        self._file = (folder / "metrics.jsonl").open("a")
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(folder) if row["step"] <= resumed]
+        partial = path.with_suffix(".tmp")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.replace(path)
+        self._file = path.open("a")
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed + 1 if resumed else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row; `step` counts control steps over all environments."""
@@ -31,20 +43,11 @@ class MetricsLog:
         self._writer.close()
 
 
-def read_metrics(folder: Path, until: int | None = None) -> list[dict[str, float]]:
-    """The rows of a run in the order of writing; a last line that was cut off is left out.
-
-    Args:
-        folder: of the run.
-        until: leave out rows behind this step (a resumed run repeats what came after its checkpoint).
-    """
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run in the order of writing; a last line that was cut off is left out."""
     rows = []
     path = folder / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if until is None or row["step"] <= until:
-            rows.append(row)
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
     return rows

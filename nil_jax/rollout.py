@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt8
 
 from nil_jax import rewards
 from nil_jax.envs import AutoResetWrapper, RobotEnv, State, VmapWrapper
@@ -77,7 +77,7 @@ class ImitationEnv(VmapWrapper):
             size = self.encoder.image_size
             self._first_frame = np.asarray(jax.image.resize(reference.frames[0], (size, size, 3), "linear"))
 
-    def reset(self, key: PRNGKeyArray) -> State:
+    def reset(self, key: Key[Array, "N"]) -> State:
         """The first states, at frame 0 of the reference; `key` is [N]."""
         state = super().reset(key)
         if self.reference is None:

@@ -25,6 +25,7 @@ from nil_jax.config import Config, differences, load_config, save_config
 from nil_jax.metrics import MetricsLog, read_metrics
 from nil_jax.reference import Reference
 
+LINE_EVERY = 30.0  # s; how often a run tells where it is if its output is no terminal, where a bar cannot move
 PACKAGES = ("nil-jax", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "brax", "flashbax", "numpy")
 
 
@@ -38,6 +39,7 @@ class Run:
         self._metrics: MetricsLog | None = None
         self._checkpoints: Checkpoints | None = None
         self._bar: Progress | None = None
+        self._said = time.perf_counter()
 
     @classmethod
     def open(cls, output: str | Path | None, config: Config, env: Any, *, resume: bool, progress: bool) -> "Run":
@@ -68,8 +70,8 @@ class Run:
             (self.folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")
         if reference is not None:
             reference.save(self.folder / "reference", overwrite=True)
-        self._metrics = MetricsLog(self.folder)
         self._checkpoints = Checkpoints(self.folder / "checkpoints")
+        self._metrics = MetricsLog(self.folder, resumed=self._checkpoints.latest or 0)
 
     def restore(self, state: Any) -> tuple[Any, int]:
         """The newest checkpoint's state and its control steps, or the given state and 0 where none is saved yet."""
@@ -104,6 +106,9 @@ class Run:
             parts.append(f"IoU {metrics['reward/mask']:.2f}")
         parts.append(f"falls {metrics['falls']:.0f}")
         self._bar.update(self._task, completed=step, status="  ".join(parts))
+        if not self.console.is_terminal and time.perf_counter() - self._said > LINE_EVERY:
+            self._said = time.perf_counter()
+            self.say(f"step {step:,}: " + "  ".join(parts))
 
     def checkpoint(self, step: int, state: Any, evaluation: Mapping[str, float]) -> None:
         """Saves the state and the evaluation that belongs to it."""
@@ -139,7 +144,7 @@ class Run:
 
     def say(self, line: str) -> None:
         """One line for people."""
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Callable[[str, float], None]]:

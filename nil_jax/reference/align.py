@@ -169,8 +169,8 @@ class _Problem:
 
     def alignment(self, theta: Float[np.ndarray, "P"]) -> Alignment:
         """One candidate in full."""
-        rows = jnp.asarray(np.tile(theta, (CANDIDATES, 1)), jnp.float32)
-        evaluation, (cameras, poses) = self.evaluate(rows), self._candidates(rows)
+        rows = np.tile(theta, (CANDIDATES, 1)).astype(np.float32)
+        evaluation, (cameras, poses) = self.evaluate(rows), self._candidates(jnp.asarray(rows))
         qpos = np.array(poses[0])
         qpos[2] -= evaluation.ground[0]
         return Alignment(jax.tree.map(lambda x: x[0], cameras), qpos, float(evaluation.levels[0, 0]))

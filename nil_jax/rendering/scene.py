@@ -48,7 +48,7 @@ class Scene:
     rgb: Float[np.ndarray, "G 3"]  # colour of every geom of the model, in [0, 1]
 
 
-def make_scene(mj_model: mujoco.MjModel, geom_ids: Sequence[int] | None = None) -> Scene:
+def make_scene(mj_model: mujoco.MjModel, geom_ids: Sequence[int] | np.ndarray | None = None) -> Scene:
     """The scene of a model.
 
     Args:

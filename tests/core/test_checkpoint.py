@@ -66,4 +66,14 @@ def test_metrics_are_read_back_without_a_torn_last_line(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "a"')
     assert read_metrics(tmp_path) == [{"step": 1, "a": 0.5}, {"step": 2, "a": None}]
-    assert read_metrics(tmp_path, until=1) == [{"step": 1, "a": 0.5}]
+
+
+def test_a_resumed_run_drops_the_rows_behind_its_checkpoint(tmp_path):
+    log = MetricsLog(tmp_path)
+    for step in (1, 2, 3):
+        log.write(step, {"a": step})
+    log.close()
+    resumed = MetricsLog(tmp_path, resumed=2)
+    resumed.write(3, {"a": 30.0})
+    resumed.close()
+    assert [row["a"] for row in read_metrics(tmp_path)] == [1, 2, 30]

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -54,7 +55,7 @@ def test_the_policy_of_a_run_acts_as_the_returned_one(whole, tiny_env, tiny_refe
     actor_critic = training.make_program(env, saved.config).actor_critic
     learner = saved.learner(actor_critic.init(jax.random.key(0)))
     policy = nil_jax.make_policy(actor_critic, learner, deterministic=True)
-    observation = np.linspace(-1, 1, env.observation_size, dtype=np.float32)
+    observation = jnp.linspace(-1, 1, env.observation_size, dtype=jnp.float32)
     expected, _ = whole.policy(observation, jax.random.key(1))
     np.testing.assert_array_equal(policy(observation, jax.random.key(1))[0], expected)
     assert np.abs(expected).max() <= 1
@@ -136,3 +137,11 @@ def test_a_diverging_learner_stops_with_the_last_checkpoint_named(tiny_env, tiny
     monkeypatch.setattr(training, "_summary", poisoned)
     with pytest.raises(FloatingPointError, match="the checkpoint of step 256 is kept"):
         train(tiny_env, tiny_reference, tmp_path / "run")
+
+
+def test_a_loss_that_is_nan_from_the_start_of_a_call_is_seen():
+    metrics = {name: np.zeros(3) for name in ("episodes", "falls", "finished_return")}
+    metrics |= {"learning": np.array([False, True, True]), "learner/critic_loss": np.array([np.nan, 1.0, 3.0])}
+    assert training._summary(metrics)["learner/critic_loss"] == 2.0  # the replay was still being filled at first
+    metrics["learner/critic_loss"][1] = np.nan
+    assert np.isnan(training._summary(metrics)["learner/critic_loss"])

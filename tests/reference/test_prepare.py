@@ -11,6 +11,7 @@ import pytest
 from nil_jax import envs
 from nil_jax.reference import Reference, Video, prepare_reference, read_video, with_embeddings, write_preview
 from nil_jax.rendering import Camera, make_scene, render_masks, side_camera
+from nil_jax.rewards import Encoder
 
 POLE = """
 <mujoco>
@@ -155,31 +156,28 @@ def test_a_damaged_reference_is_refused_in_one_line(tmp_path, reference):
         broken(change)
 
 
-class PixelEncoder(NamedTuple):
-    """Embeds a clip as the mean brightness of each of its frames."""
+def pixel_encoder(digest: str, scale: float) -> Encoder:
+    """Embeds a clip as the scaled mean brightness of each of its frames."""
 
-    params: Any = 1.0
-    num_frames: int = 4
-    image_size: int = 16
-    embedding_size: int = 4
-    digest: str = "pixels"
-
-    def embed(self, params, frames):
+    def embed(params, frames):
         return params * jnp.mean(frames.astype(jnp.float32), (2, 3, 4))
+
+    return Encoder(scale, embed, num_frames=4, image_size=16, embedding_size=4, digest=digest)
 
 
 def test_each_tick_is_embedded_from_the_clip_that_ends_there(reference):
     steps = np.arange(11, dtype=np.uint8) * 20
     plain = replace(reference, frames=np.broadcast_to(steps[:, None, None, None], (11, 48, 48, 3)).copy())
-    embedded = with_embeddings(plain, PixelEncoder()).embeddings["pixels"]
+    embedded = with_embeddings(plain, pixel_encoder("pixels", 1.0)).embeddings["pixels"]
     expected = [[steps[max(0, t - 3 + k)] for k in range(4)] for t in range(11)]
     np.testing.assert_allclose(embedded, expected, atol=1e-3)
 
 
 def test_another_encoder_embeds_again_and_the_same_one_does_not(reference):
-    first = with_embeddings(reference, PixelEncoder())
-    assert with_embeddings(first, PixelEncoder()) is first
-    second = with_embeddings(first, PixelEncoder(digest="other", params=2.0))
+    encoder = pixel_encoder("pixels", 1.0)
+    first = with_embeddings(reference, encoder)
+    assert with_embeddings(first, encoder) is first
+    second = with_embeddings(first, pixel_encoder("other", 2.0))
     assert set(second.embeddings) == {"pixels", "other"}
     np.testing.assert_allclose(second.embeddings["other"], 2 * second.embeddings["pixels"], rtol=1e-6)
 
