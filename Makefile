@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	rm -rf $(DEMO)
-	$(BIN)/nil-jax train unitree_a1 examples/a1_prowl.mp4 --output $(DEMO) --num-timesteps 90000 --num-evals 3 \
+	$(BIN)/nil-jax train unitree_a1 examples/a1_prowl.mp4 --output $(DEMO) --num-timesteps 150000 --num-evals 5 \
 	    --grad-updates-per-step 8
 	@echo "Look at $(DEMO)/comparison.mp4 and $(DEMO)/curves.png"
 

@@ -52,7 +52,7 @@ class Env(abc.ABC):
         """The first state of an episode."""
 
     @abc.abstractmethod
-    def step(self, state: State, action: Float[Array, "A"]) -> State:
+    def step(self, state: State, action: Float[Array, " A"]) -> State:
         """The state one control step later."""
 
 
@@ -65,7 +65,7 @@ class VmapWrapper(Env):
         self.dt, self.episode_length = env.dt, env.episode_length
         self._reset, self._step = jax.vmap(env.reset), jax.vmap(env.step)
 
-    def reset(self, key: Key[Array, "N"]) -> State:
+    def reset(self, key: Key[Array, " N"]) -> State:
         """The first states; `key` is [N]."""
         return self._reset(key)
 
@@ -92,7 +92,7 @@ class AutoResetWrapper(Env):
         self.observation_size, self.action_size = env.observation_size, env.action_size
         self.dt, self.episode_length = env.dt, env.episode_length
 
-    def reset(self, key: Key[Array, "N"]) -> State:
+    def reset(self, key: Key[Array, " N"]) -> State:
         """The first states; `key` is [N] and also seeds the later restarts."""
         key_reset, key_restart = jax.vmap(lambda key: tuple(jax.random.split(key)))(key)
         state = self.env.reset(key_reset)

@@ -72,7 +72,7 @@ class EnvConfig:
 
 
 def forward_kinematics(
-    mjx_model: mjx.Model, qpos: Float[Array, "nq"]
+    mjx_model: mjx.Model, qpos: Float[Array, " nq"]
 ) -> tuple[Float[Array, "G 3"], Float[Array, "G 3 3"]]:
     """World positions (m) and rotations of all geoms at `qpos`; vmappable over `qpos`."""
     data = mjx.kinematics(mjx_model, mjx.make_data(mjx_model).replace(qpos=qpos))
@@ -124,7 +124,7 @@ class RobotEnv(Env):
         self.standing_height = float(self.default_qpos[2])
         self.observation_size = 2 * len(self.joint_names) + 3 + 1 + 3 + 3 + 2 + 1 + self.action_size
 
-    def with_start(self, qpos: Float[np.ndarray, "nq"]) -> "RobotEnv":
+    def with_start(self, qpos: Float[np.ndarray, " nq"]) -> "RobotEnv":
         """The same robot, reset to another start pose."""
         if qpos.shape != self.start_qpos.shape:
             raise ValueError(f"start pose: expected {self.start_qpos.shape}, got {qpos.shape}")
@@ -148,7 +148,7 @@ class RobotEnv(Env):
         info = {"step": jnp.int32(0), "last_action": action, "foot_position": data.geom_xpos[self.foot_geom_ids]}
         return self._state(data, info)
 
-    def step(self, state: State, action: Float[Array, "U"]) -> State:
+    def step(self, state: State, action: Float[Array, " U"]) -> State:
         """`n_substeps` of physics under one action."""
         action = jnp.clip(action.astype(jnp.float32), -1.0, 1.0)
         data = state.data.replace(ctrl=self._control(action))
@@ -181,7 +181,7 @@ class RobotEnv(Env):
         lowest = self.lowest_point(jnp.asarray(data.geom_xpos), jnp.asarray(data.geom_xmat).reshape(-1, 3, 3))
         return np.concatenate([qpos[:2], [qpos[2] - float(lowest)], qpos[3:]]).astype(np.float32)
 
-    def _control(self, action: Float[Array, "U"]) -> Float[Array, "U"]:
+    def _control(self, action: Float[Array, " U"]) -> Float[Array, " U"]:
         if self.config.actuation == "torque":
             return action * jnp.array(self.torque_limit)
         joints = self.prepared.actuated
@@ -216,7 +216,7 @@ class RobotEnv(Env):
         }
         return State(data, obs, reward, fallen, info["step"] >= self.episode_length, metrics, info)
 
-    def _observation(self, data: mjx.Data, last_action: Float[Array, "U"]) -> Float[Array, "O"]:
+    def _observation(self, data: mjx.Data, last_action: Float[Array, " U"]) -> Float[Array, " O"]:
         rotation = rotation_matrix(data.qpos[3:7])
         forward = rotation[:2, 0] / jnp.maximum(jnp.linalg.norm(rotation[:2, 0]), 1e-6)  # (cos yaw, sin yaw)
         cos, sin = forward
@@ -251,7 +251,7 @@ def rotation_matrix(quat: Float[Array, "4"]) -> Float[Array, "3 3"]:
     )
 
 
-def grounded(env: RobotEnv, qpos: Float[Array, "nq"]) -> Float[Array, "nq"]:
+def grounded(env: RobotEnv, qpos: Float[Array, " nq"]) -> Float[Array, " nq"]:
     """`qpos` moved up or down so that the lowest point of the feet is at z = 0; vmappable."""
     return qpos.at[2].add(-env.lowest_point(*forward_kinematics(env.mjx_model, qpos)))
 
@@ -265,7 +265,7 @@ class _LowerEnds:
         self.radius = model.geom_size[geom_ids, 0].astype(np.float32)
         self.half_length = np.where(is_capsule, model.geom_size[geom_ids, 1], 0.0).astype(np.float32)
 
-    def __call__(self, geom_xpos: Float[Array, "G 3"], geom_xmat: Float[Array, "G 3 3"]) -> Float[Array, "C"]:
+    def __call__(self, geom_xpos: Float[Array, "G 3"], geom_xmat: Float[Array, "G 3 3"]) -> Float[Array, " C"]:
         axis_z = geom_xmat[self.geom_ids, 2, 2]
         return geom_xpos[self.geom_ids, 2] - abs(axis_z) * self.half_length - self.radius
 

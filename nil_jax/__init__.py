@@ -1,6 +1,7 @@
 """nil_jax: teach a robot a motor skill from one generated video."""
 
 import contextlib
+import importlib.metadata
 import io
 
 # Without the optional Warp, MJX says so on standard output, where commands print their JSON.
@@ -16,6 +17,8 @@ from nil_jax.rewards import load_encoder
 from nil_jax.rollout import ImitationEnv
 from nil_jax.training import TrainingResult, train
 from nil_jax.types import Transition
+
+__version__ = importlib.metadata.version("nil-jax")
 
 __all__ = [
     "Config",

@@ -1,4 +1,4 @@
-"""The commands of `nil-jax`: parse, call the library, print. Exit codes: 0 done, 2 bad input, 1 a defect."""
+"""Teach a robot a motor skill from one video. Exit codes: 0 done, 2 bad input, 1 a defect, 130 Ctrl-C."""
 
 import contextlib
 import dataclasses
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from nil_jax import __version__
 from nil_jax.config import PRESETS, Config, preset
 from nil_jax.reference import ReferenceConfig
 
@@ -72,7 +73,7 @@ def frame(
 
     if not 16 <= size <= 4096:
         raise ValueError(f"size: expected 16 to 4096 px, got {size}")
-    _check_new(output)
+    _check_new(output, (".png", ".jpg"))
     Image.fromarray(start_frame(make(robot), size, floor=floor)).save(output)
     ERR.print(f"wrote {output}", highlight=False)
 
@@ -123,7 +124,7 @@ def prepare(
         print(json.dumps(made))
     else:
         ERR.print(
-            f"{output}: {ticks} ticks at {reference.fps:g} per second, first-frame IoU "
+            f"{output}: {made['ticks']} ticks at {reference.fps:g} per second, first-frame IoU "
             f"{made['first_frame_iou']:.2f}; look at {output / 'preview.mp4'}",
             highlight=False,
         )
@@ -195,7 +196,7 @@ def render(run: RunFolder, *, output: Output, seed: int = 0, size: int = 320) ->
     from nil_jax.evaluation import episode_pictures, run_episodes
     from nil_jax.report import write_comparison
 
-    _check_new(output)
+    _check_new(output, (".mp4",))
     env, policies = _load(run)
     if env.reference is None:
         raise ValueError(f"run: expected one with a reference video, got {run}, which was trained without")
@@ -229,7 +230,9 @@ def _load(run: Path):
     return env, {name: make_policy(actor_critic, learner, deterministic=True) for name, learner in learners.items()}
 
 
-def _check_new(output: Path) -> None:
+def _check_new(output: Path, endings: tuple[str, ...] = ()) -> None:
+    if endings and output.suffix.lower() not in endings:
+        raise ValueError(f"output: expected a name that ends in {' or '.join(endings)}, got {output}")
     if output.exists():
         raise ValueError(f"output: expected a name that is not taken, got {output}, which exists; choose another")
     if not output.parent.is_dir():
@@ -249,12 +252,16 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the command `nil-jax`."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv == ["--version"]:
+        print(f"nil_jax {__version__}")
+        return
     use_compilation_cache()
     try:
         _parsed(argv)()
     except KeyboardInterrupt:
-        ERR.print("stopped; go on with --resume")
         sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if not _is_ours(error):
             raise

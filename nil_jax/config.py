@@ -43,6 +43,13 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
+    def __post_init__(self):
+        if self.learner.learning_starts >= self.train.num_timesteps:
+            raise ValueError(
+                f"learning_starts: expected fewer steps than num_timesteps ({self.train.num_timesteps}), got "
+                f"{self.learner.learning_starts}; type: --learning-starts {self.train.num_timesteps // 10}"
+            )
+
     def with_fields(self, **values: Any) -> "Config":
         """A copy with single fields changed, each named without its part: `config.with_fields(num_envs=128)`.
 

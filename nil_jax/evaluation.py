@@ -36,9 +36,9 @@ def random_policy(action_size: int) -> Policy:
 class Episodes(NamedTuple):
     """One episode in each of N environments. Metrics are explained at `run_episodes`."""
 
-    metrics: dict[str, Float[Array, "N"]]
+    metrics: dict[str, Float[Array, " N"]]
     qpos: Float[Array, "T nq"]  # of the first environment, at ticks
-    alive: Bool[Array, "T"]  # whether its episode still goes on
+    alive: Bool[Array, " T"]  # whether its episode still goes on
 
 
 def run_episodes(
@@ -86,7 +86,7 @@ def run_episodes(
     }
 
 
-def _metrics(steps: dict[str, Shaped[Array, "T N"]], dt: float) -> dict[str, Float[Array, "N"]]:
+def _metrics(steps: dict[str, Shaped[Array, "T N"]], dt: float) -> dict[str, Float[Array, " N"]]:
     """Sums over the first episode of each environment."""
     ended = jnp.cumsum(steps["done"], axis=0)
     alive = ((ended - steps["done"]) == 0).astype(jnp.float32)  # up to and with the step that ends the episode
@@ -159,7 +159,7 @@ def episode_pictures(env: ImitationEnv, episode: Episodes, size: int) -> UInt8[n
     qpos = jnp.asarray(episode.qpos[np.asarray(episode.alive)])
 
     @jax.jit
-    def draw(qpos: Float[Array, "nq"]) -> UInt8[Array, "size size 3"]:
+    def draw(qpos: Float[Array, " nq"]) -> UInt8[Array, "size size 3"]:
         data = mjx.kinematics(env.env.mjx_model, mjx.make_data(env.env.mjx_model).replace(qpos=qpos))
         return env.pictures(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], data), size)[0]
 

@@ -77,7 +77,7 @@ class ImitationEnv(VmapWrapper):
             size = self.encoder.image_size
             self._first_frame = np.asarray(jax.image.resize(reference.frames[0], (size, size, 3), "linear"))
 
-    def reset(self, key: Key[Array, "N"]) -> State:
+    def reset(self, key: Key[Array, " N"]) -> State:
         """The first states, at frame 0 of the reference; `key` is [N]."""
         state = super().reset(key)
         if self.reference is None:

@@ -118,6 +118,14 @@ class Run:
         self._metrics.write(step, {f"evaluation/{name}": value for name, value in evaluation.items()})
         self._checkpoints.save(step, _parts(state, self.config.train.checkpoint_replay))
 
+    def interrupted(self) -> str:
+        """What to tell on Ctrl-C."""
+        if self._checkpoints is None:
+            return "stopped"
+        last = self._checkpoints.latest
+        kept = f"the newest checkpoint is that of step {last:,}" if last else "no checkpoint was saved yet"
+        return f"stopped; {kept}; go on from there with --resume"
+
     def divergence(self) -> str:
         """What to tell when the learner diverges."""
         last = self._checkpoints.latest if self._checkpoints else None
@@ -203,7 +211,9 @@ def evaluation_table(evaluation: Mapping[str, Mapping[str, float]]) -> Table:
     """Metrics as rows, policies as columns."""
     units = {"length": "s", "distance": "m", "speed": "m/s", "foot_slip": "m/s"}
     table = Table("", *evaluation)
-    for name in next(iter(evaluation.values())):
+    order = ("return", "return_std", "mask_iou", "mask_iou_shuffled", "length", "fall", "distance", "speed")
+    found = next(iter(evaluation.values()))
+    for name in [name for name in order if name in found] + [name for name in found if name not in order]:
         label = f"{name} [{units[name]}]" if name in units else name
         table.add_row(rich.markup.escape(label), *(f"{row[name]:.3f}" for row in evaluation.values()))
     return table

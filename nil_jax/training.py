@@ -28,13 +28,14 @@ from nil_jax.learning import (
     make_policy,
     make_replay,
 )
-from nil_jax.reference import Reference, Video, is_reference, prepare_reference, with_embeddings
+from nil_jax.reference import Reference, Video, is_reference, prepare_reference, read_video, with_embeddings
 from nil_jax.report import PANEL, write_comparison
 from nil_jax.rewards import Encoder, load_encoder
 from nil_jax.rollout import ImitationEnv, collect
 from nil_jax.run import Run
 from nil_jax.types import Transition
 
+USABLE_IOU = 0.8  # of robot and clip in the first frame; below it, camera or start pose were probably not found
 CALLS = 200  # the compiled loop returns to the host about this often in a run, to show progress and to log
 
 
@@ -46,7 +47,7 @@ class TrainingState:
     learner: LearnerState
     replay: ReplayState
     env_state: State  # [N]
-    episode_return: Float[Array, "N"]  # of the running episodes
+    episode_return: Float[Array, " N"]  # of the running episodes
     key: PRNGKeyArray
 
 
@@ -137,7 +138,7 @@ def _training_step(
     return TrainingState(learner, memory, env_state, episode_return, key_next), metrics | episodes
 
 
-def _episodes(running: Float[Array, "N"], metrics: dict[str, Array]) -> tuple[Float[Array, "N"], dict[str, Array]]:
+def _episodes(running: Float[Array, " N"], metrics: dict[str, Array]) -> tuple[Float[Array, " N"], dict[str, Array]]:
     """Returns of the running episodes after K steps, and counts of those that ended meanwhile."""
 
     def step(running: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -194,13 +195,16 @@ def train(
     config = replace(config, env=getattr(env, "config", config.env)).with_fields(replay_size=replay_size)
     run = Run.open(output, config, env, resume=resume, progress=progress)
     encoder = encoder or _encoder(config, run)
-    reference = run.reference or _reference(env, ref_video, config, source_fps, run)
+    reference = _reference(env, ref_video, config, source_fps, run)
     if reference is not None and encoder is not None:
         reference = with_embeddings(reference, encoder)
-    imitation = ImitationEnv(env, reference, config.reward, encoder)
+    program = make_program(ImitationEnv(env, reference, config.reward, encoder), config)
     run.start(reference)
     try:
-        return _train(imitation, config, run)
+        return _train(program, config, run)
+    except KeyboardInterrupt:
+        run.say(run.interrupted())
+        raise
     finally:
         run.close()
 
@@ -213,41 +217,60 @@ def _encoder(config: Config, run: Run) -> Encoder | None:
 
 
 def _reference(env: Env, ref_video: Any, config: Config, source_fps: float | None, run: Run) -> Reference | None:
-    if ref_video is None or isinstance(ref_video, Reference):
-        return ref_video
-    if is_reference(ref_video):
-        return Reference.load(ref_video)
-    with run.stage("reference") as progress:
-        settings = dataclasses.asdict(config.reference)
-        return prepare_reference(env, ref_video, source_fps=source_fps, progress=progress, **settings)
+    given = Reference.load(ref_video) if is_reference(ref_video) else ref_video
+    if run.resume:
+        if given is not None:
+            _check_same_clip(run.reference, given, source_fps)
+        return run.reference
+    if given is not None and not isinstance(given, Reference):
+        with run.stage("reference") as progress:
+            settings = dataclasses.asdict(config.reference)
+            given = prepare_reference(env, given, source_fps=source_fps, progress=progress, **settings)
+    iou = given.provenance.get("first_frame_iou") if given is not None else None
+    if iou is not None:
+        doubt = (
+            "" if iou >= USABLE_IOU else "; that is low: does the clip show this robot? (see the preview of prepare)"
+        )
+        run.say(f"first-frame IoU {iou:.2f}{doubt}")
+    return given
 
 
-def _train(env: ImitationEnv, config: Config, run: Run) -> TrainingResult:
-    program = make_program(env, config)
-    seed = config.train.seed
+def _check_same_clip(reference: Reference | None, given: Any, source_fps: float | None) -> None:
+    """A resumed run goes on with its own reference; another clip on the command line would be a misunderstanding."""
+    if isinstance(given, Reference):
+        digest = given.provenance.get("source_sha256")
+    else:
+        digest = read_video(given, fps=source_fps).sha256
+    if reference is None or digest != reference.provenance.get("source_sha256"):
+        raise ValueError("resume: expected the clip that the run began with, got another; start a new run with -o")
+
+
+def _train(program: Program, config: Config, run: Run) -> TrainingResult:
+    env, seed = program.env.env, config.train.seed
     steps_per_tick = config.train.num_envs * env.control_steps_per_tick
     ticks_per_call = max(1, config.train.num_timesteps // steps_per_tick // CALLS)
     steps_per_call = ticks_per_call * steps_per_tick
     total = -(-config.train.num_timesteps // steps_per_call) * steps_per_call
     with run.stage("compile"):
-        call, evaluate = _compiled(program, env, config, ticks_per_call)
+        call, evaluate = _compiled(program, config, ticks_per_call)
     untrained = program.actor_critic.init(jax.random.key(seed))
     state, done = run.restore(jax.jit(program.init)(jax.random.key(seed)))
     run.begin(done, total)
     episodes = None
-    while done < total or episodes is None:
-        if done < total:
-            started = time.perf_counter()
-            state, metrics = call(state)
-            metrics = _summary(jax.device_get(metrics))
-            run.log(done + steps_per_call, metrics, steps_per_call / (time.perf_counter() - started))
-            if not np.isfinite(metrics.get("learner/critic_loss", 0.0)):
-                raise FloatingPointError(run.divergence())
+    while done < total:
+        started = time.perf_counter()
+        state, metrics = call(state)
+        metrics = _summary(jax.device_get(metrics))
         evals_before, evals = (n * config.train.num_evals // total for n in (done, done + steps_per_call))
         done += steps_per_call
+        run.log(done, metrics, steps_per_call / (time.perf_counter() - started))
+        if not np.isfinite(metrics.get("learner/critic_loss", 0.0)):
+            raise FloatingPointError(run.divergence())
         if evals > evals_before:
             episodes = evaluate(state.learner, untrained)
             run.checkpoint(done, state, evaluation.summary(episodes)["policy"])
+    if episodes is None:  # the run had ended before
+        episodes = evaluate(state.learner, untrained)
     rows = evaluation.summary(episodes)
     run.finish(rows)
     if run.folder is not None and env.reference is not None:
@@ -258,9 +281,10 @@ def _train(env: ImitationEnv, config: Config, run: Run) -> TrainingResult:
 
 
 def _compiled(
-    program: Program, env: ImitationEnv, config: Config, ticks_per_call: int
+    program: Program, config: Config, ticks_per_call: int
 ) -> tuple[Callable[[TrainingState], tuple], Callable[[LearnerState, LearnerState], dict[str, evaluation.Episodes]]]:
     """The loop over training steps, and the evaluation of two learner states beside the controls."""
+    env = program.env.env
 
     def call(state: TrainingState) -> tuple[TrainingState, dict[str, Array]]:
         return jax.lax.scan(program.training_step, state, None, length=ticks_per_call)

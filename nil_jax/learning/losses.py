@@ -30,10 +30,10 @@ def pessimistic_values(values: Float[Array, "2 B Z"], pessimism: float) -> Float
 
 
 def td_target(
-    reward: Float[Array, "B"],
-    discount: Float[Array, "B"],
+    reward: Float[Array, " B"],
+    discount: Float[Array, " B"],
     next_values: Float[Array, "B Z"],
-    next_log_prob: Float[Array, "B"],
+    next_log_prob: Float[Array, " B"],
     alpha: Float[Array, ""],
     gamma: float,
 ) -> Float[Array, "B Z"]:
@@ -93,7 +93,7 @@ def quantile_critic_loss(quantiles: Float[Array, "2 B Z"], target: Float[Array, 
     return jnp.sum(jnp.mean(weight * huber, axis=(1, 3)))
 
 
-def actor_loss(log_prob: Float[Array, "B"], value: Float[Array, "B"], alpha: Float[Array, ""]) -> Float[Array, ""]:
+def actor_loss(log_prob: Float[Array, " B"], value: Float[Array, " B"], alpha: Float[Array, ""]) -> Float[Array, ""]:
     """Policy loss `mean(alpha log pi(a|s) - Q(s, a))` (arXiv 1812.05905, eq. 7).
 
     Args:
@@ -107,7 +107,7 @@ def actor_loss(log_prob: Float[Array, "B"], value: Float[Array, "B"], alpha: Flo
     return jnp.mean(alpha * log_prob - value)
 
 
-def alpha_loss(log_alpha: Float[Array, ""], log_prob: Float[Array, "B"], target_entropy: float) -> Float[Array, ""]:
+def alpha_loss(log_alpha: Float[Array, ""], log_prob: Float[Array, " B"], target_entropy: float) -> Float[Array, ""]:
     """Temperature loss `mean(-alpha (log pi(a|s) + target_entropy))` (arXiv 1812.05905, eq. 18).
 
     Args:

@@ -38,7 +38,7 @@ class Alignment:
     """What fits the first frame best."""
 
     camera: Camera
-    start_qpos: Float[np.ndarray, "nq"]  # feet on the floor
+    start_qpos: Float[np.ndarray, " nq"]  # feet on the floor
     iou: float  # of the rendered mask with the frame's
 
 
@@ -81,7 +81,7 @@ def _report(progress: Callable[[float], None] | None, index: int, number: int, p
         progress((index + part) / number)
 
 
-def _search(problem, rng, start, iterations, report) -> tuple[Float[np.ndarray, "P"], float]:
+def _search(problem, rng, start, iterations, report) -> tuple[Float[np.ndarray, " P"], float]:
     """The cross-entropy method with a full covariance from one start: the sharpest fit seen, and its score."""
     mean, covariance = start, np.diag(np.square(problem.spread / 2))
     best, best_score = start, -np.inf
@@ -121,7 +121,7 @@ def _starts(problem: "_Problem", rng: np.random.Generator, number: int) -> Float
 class _Evaluation(NamedTuple):
     levels: Float[np.ndarray, "N L"]  # soft IoU with the mask, from fine to coarse
     box: Float[np.ndarray, "N 4"]  # left, top, right, bottom of the rendered mask, in image heights
-    ground: Float[np.ndarray, "N"]  # height of the lowest foot point before the robot is put on the floor, m
+    ground: Float[np.ndarray, " N"]  # height of the lowest foot point before the robot is put on the floor, m
 
 
 class _Problem:
@@ -145,7 +145,7 @@ class _Problem:
         theta = jnp.asarray(theta, jnp.float32)  # pyright: ignore
         return jax.tree.map(np.asarray, _judge(self.env, *self._candidates(theta), jnp.asarray(self.mask)))
 
-    def score(self, theta: np.ndarray, levels: Float[np.ndarray, "N L"], sharpness: float) -> Float[np.ndarray, "N"]:
+    def score(self, theta: np.ndarray, levels: Float[np.ndarray, "N L"], sharpness: float) -> Float[np.ndarray, " N"]:
         """From the mean over all levels (sharpness 0) to the plain IoU (1), less what a far-fetched pose costs."""
         away = (theta - self.means[:, None])[..., DISTANCE:] / self.spread[DISTANCE:]
         cost = PRIOR * np.square(away).mean(-1).min(0)
@@ -167,7 +167,7 @@ class _Problem:
         offset = (goal[:2] + goal[2:]) / 2 - axis - (middle - axis) * scale[:, None]
         return np.concatenate([np.log(scale)[:, None], offset], 1)
 
-    def alignment(self, theta: Float[np.ndarray, "P"]) -> Alignment:
+    def alignment(self, theta: Float[np.ndarray, " P"]) -> Alignment:
         """One candidate in full."""
         rows = np.tile(theta, (CANDIDATES, 1)).astype(np.float32)
         evaluation, (cameras, poses) = self.evaluate(rows), self._candidates(jnp.asarray(rows))
@@ -204,7 +204,7 @@ def _judge(env: Any, cameras: Camera, qpos: Float[Array, "N nq"], mask: Bool[Arr
     return _Evaluation(levels, _box(masks), ground)
 
 
-def sagittal_joints(mj_model: mujoco.MjModel, qpos: Float[np.ndarray, "nq"]) -> np.ndarray:
+def sagittal_joints(mj_model: mujoco.MjModel, qpos: Float[np.ndarray, " nq"]) -> np.ndarray:
     """Hinges (index into `qpos[7:]`) whose axis lies within 45 degrees of the world's y axis at `qpos`."""
     data = mujoco.MjData(mj_model)
     data.qpos[:] = qpos
@@ -229,7 +229,7 @@ def mirror_joints(mj_model: mujoco.MjModel, joints: np.ndarray) -> np.ndarray:
     return np.where(gap.min(1) < 0.01, partner, np.arange(len(joints)))
 
 
-def nominal_camera(mj_model: mujoco.MjModel, qpos: Float[np.ndarray, "nq"], geom_ids: np.ndarray) -> Camera:
+def nominal_camera(mj_model: mujoco.MjModel, qpos: Float[np.ndarray, " nq"], geom_ids: np.ndarray) -> Camera:
     """A side camera that sees the whole robot at `qpos`, from three times its size, at half its height."""
     data = mujoco.MjData(mj_model)
     data.qpos[:] = qpos
@@ -240,7 +240,7 @@ def nominal_camera(mj_model: mujoco.MjModel, qpos: Float[np.ndarray, "nq"], geom
     return side_camera(ROBOT_SIZES * size, float(low[2] + high[2]) / 2, focal=0.8 * ROBOT_SIZES)
 
 
-def soft_iou(masks: Bool[Array, "N H W"], mask: Bool[Array, "H W"], block: int) -> Float[Array, "N"]:
+def soft_iou(masks: Bool[Array, "N H W"], mask: Bool[Array, "H W"], block: int) -> Float[Array, " N"]:
     """IoU of masks averaged over blocks of pixels: sum of minima over sum of maxima; block 1 is the plain IoU."""
     a, b = _pool(masks.astype(jnp.float32), block), _pool(mask[None].astype(jnp.float32), block)
     return jnp.minimum(a, b).sum((1, 2)) / jnp.maximum(jnp.maximum(a, b).sum((1, 2)), 1e-6)

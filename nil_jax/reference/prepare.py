@@ -38,7 +38,7 @@ class Reference:
     masks: Bool[np.ndarray, "T M M"]
     fps: float  # ticks per second
     camera: Camera  # fitted to the first frame; follows the base along x
-    start_qpos: Float[np.ndarray, "nq"]  # fitted to the first frame
+    start_qpos: Float[np.ndarray, " nq"]  # fitted to the first frame
     loop: bool  # the last tick is followed by the first
     embeddings: Mapping[str, Float[np.ndarray, "T D"]] = field(default_factory=dict)  # encoder digest -> embeddings
     provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values: where it comes from, how it was made
@@ -222,7 +222,7 @@ def prepare_reference(
     return reference if encoder is None else with_embeddings(reference, encoder)
 
 
-def _times(video: Video, config: ReferenceConfig) -> Float[np.ndarray, "T"]:
+def _times(video: Video, config: ReferenceConfig) -> Float[np.ndarray, " T"]:
     times = tick_times(len(video.frames), video.fps, config.fps, speed=config.speed, loop=config.loop)
     if len(times) < 2:
         raise ValueError(

@@ -90,7 +90,7 @@ def _border_plane(image: Float[np.ndarray, "H W 3"]) -> tuple[Float[np.ndarray, 
     return (basis @ plane).astype(np.float32), noise  # pyright: ignore
 
 
-def _stripe_rows(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H"]:
+def _stripe_rows(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, " H"]:
     """Rows that differ from the background to the left and to the right of the robot: a horizon, a floor line."""
     columns = mask.sum(0)
     free = columns < 0.3 * columns.max()

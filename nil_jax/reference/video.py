@@ -124,7 +124,9 @@ def _read_file(path: Path, fps: float | None, max_seconds: float) -> Video:
                 frames.append(_pixels(frame))
     except (av.error.FFmpegError, OSError, MemoryError) as error:
         detail = f"one that breaks after {count} frames" if count else "none"
-        raise ValueError(f"video {path}: expected a readable video, got {detail} ({_one_line(error)})") from None
+        raise ValueError(
+            f"video {path}: expected one that FFmpeg can read, got {detail} ({_one_line(error)}); re-export it as mp4"
+        ) from None
     if not frames:
         raise ValueError(f"video {path}: expected at least 2 frames, got 0; re-export it as mp4 (H.264)")
     if any(frame.shape != frames[0].shape for frame in frames):
@@ -144,7 +146,7 @@ def _timed(frames: Iterator[av.VideoFrame], rate: float) -> Iterator[tuple[av.Vi
         yield frame, last
 
 
-def _even(times: Float[np.ndarray, "T"], rate: float) -> tuple[Int[np.ndarray, "S"], float]:
+def _even(times: Float[np.ndarray, " T"], rate: float) -> tuple[Int[np.ndarray, " S"], float]:
     """Indices that turn frames at `times` into an even rate, and that rate: as they are where they are already even."""
     if len(times) < 2:
         return np.arange(len(times)), rate
@@ -175,7 +177,8 @@ def _on_white(rgba: UInt8[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())[:120] or type(error).__name__
 
 
 def write_video(path: str | Path, frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
@@ -200,7 +203,7 @@ def write_video(path: str | Path, frames: UInt8[np.ndarray, "T H W 3"], fps: flo
             container.mux(stream.encode(picture))
 
 
-def nearest(times: Float[np.ndarray, "T"], wanted: Float[np.ndarray, "S"]) -> Int[np.ndarray, "S"]:
+def nearest(times: Float[np.ndarray, " T"], wanted: Float[np.ndarray, " S"]) -> Int[np.ndarray, " S"]:
     """Index of the frame whose time is nearest to each wanted time; `times` rises."""
     right = np.clip(np.searchsorted(times, wanted), 1, len(times) - 1)
     return np.where(wanted - times[right - 1] <= times[right] - wanted, right - 1, right)
@@ -228,7 +231,7 @@ def tick_times(num_frames: int, video_fps: float, fps: float, *, speed: float = 
 
 
 def interpolate_masks(
-    masks: Bool[np.ndarray, "T H W"], times: Float[np.ndarray, "S"], *, loop: bool = False
+    masks: Bool[np.ndarray, "T H W"], times: Float[np.ndarray, " S"], *, loop: bool = False
 ) -> Bool[np.ndarray, "S H W"]:
     """Masks between frames, without ghosts: interpolates the signed distances of the two neighbours, not the pixels.
 

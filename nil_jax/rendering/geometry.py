@@ -21,12 +21,13 @@ from jaxtyping import Array, Bool, Float
 from nil_jax.rendering.camera import PRECISE
 
 FAR = 1e9  # 1/m: an inverse depth beyond all surfaces
+ENDLESS = 1e6  # m: half size of a plane without bounds
 
 Field = Float[Array, "N H W"]
 
 
 class Surfaces(NamedTuple):
-    """Surfaces `w = m +- sqrt(q)` in image space; leading axes [N, K, S], or [N, S] once a scan runs over the geoms."""
+    """Surfaces `w = m +- sqrt(q)` in image space; leading axes [N, K, S], or [C, S] for one geom in each of C tiles."""
 
     linear: Array  # [.., 3] m, coefficients of x, y, 1
     square: Array | None  # [.., 6] q, coefficients of x^2, y^2, xy, x, y, 1; None: all S are flat
@@ -165,7 +166,7 @@ def _polytope(s: Surfaces, x: Array, y: Array) -> tuple[Field, Array]:
 
 def _prepare_plane(rays: Array, origin: Array, size: Array) -> Surfaces:
     """The plane z = 0 and, where a half size is not 0, the planes that bound it."""
-    half = jnp.where(size > 0, size, 1e6)
+    half = jnp.where(size > 0, size, ENDLESS)
     zero, one = jnp.zeros_like(size[..., 0]), jnp.ones_like(size[..., 0])
     rows = [(zero, zero, one, zero)]
     for sign in (one, -one):
@@ -191,17 +192,26 @@ KINDS = {
 }
 
 
-def slopes(linear: Array, square: Array, w: Field, x: Array, y: Array) -> tuple[Field, Field]:
-    """How w changes along x and y on the surface seen at each pixel, from its coefficients [N, H, W, 3] and [.., 6].
+def slopes(s: Surfaces, which: Array, w: Field, x: Array, y: Array) -> tuple[Field, Field]:
+    """How w changes along x and y on surface `which` of the geom, pixel by pixel.
 
     (w - m)^2 = q, so dw = dm + dq / (2 (w - m)).
     """
-    linear, square = (jnp.moveaxis(c, -1, 0) for c in (linear, square))
-    root = 2 * (w - (linear[0] * x + (linear[1] * y + linear[2])))
+
+    def chosen(coefficients: Array) -> list[Array]:
+        result = [coefficients[..., 0, i, None, None] for i in range(coefficients.shape[-1])]
+        for surface in range(1, coefficients.shape[-2]):
+            new = coefficients[..., surface, :, None, None]
+            result = [jnp.where(which == surface, new[..., i, :, :], old) for i, old in enumerate(result)]
+        return result
+
+    m = chosen(s.linear)
+    if s.square is None:
+        return m[0], m[1]
+    q = chosen(s.square)
+    root = 2 * (w - (m[0] * x + (m[1] * y + m[2])))
     root = jnp.where(jnp.abs(root) < 1e-9, 1e-9, root)
-    along_x = linear[0] + (2 * square[0] * x + (square[2] * y + square[3])) / root
-    along_y = linear[1] + (2 * square[1] * y + (square[2] * x + square[4])) / root
-    return along_x, along_y
+    return m[0] + (2 * q[0] * x + (q[2] * y + q[3])) / root, m[1] + (2 * q[1] * y + (q[2] * x + q[4])) / root
 
 
 def local_rays(

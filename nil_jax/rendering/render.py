@@ -1,11 +1,12 @@
 """Poses to pictures: a batched ray caster.
 
-Axes: N environments, G geoms of the model, K geoms of one kind, H image rows, W image columns.
+Axes: N environments, G geoms of the model, K geoms of one kind, H image rows, W image columns, C tiles of P x P pixels.
 
-A scan runs over the geoms of each kind with the nearest surface so far, so memory grows with pixels and never with
-pixels times geoms.
+Only tiles that a geom can touch try it (`tiles`), and keep the nearest surface so far: work grows with what is covered,
+and memory with pixels, never with pixels times geoms.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from nil_jax.rendering.camera import Camera, pixel_grid, ray_matrix
-from nil_jax.rendering.geometry import KINDS, Kind, Surfaces, local_rays, slopes
-from nil_jax.rendering.scene import Scene
-from nil_jax.rendering.shading import floor_rgb, shade
+from nil_jax.rendering.camera import PRECISE, Camera, pixel_grid, ray_matrix
+from nil_jax.rendering.geometry import KINDS, Surfaces, local_rays, slopes
+from nil_jax.rendering.scene import Group, Scene
+from nil_jax.rendering.shading import Vector, floor_rgb, shade, unit
+from nil_jax.rendering.tiles import TILE, Grid, for_tiles, for_touched, touched
 
 
 @jax.tree_util.register_dataclass
@@ -56,31 +58,26 @@ def render(
     Raises:
       ValueError: a size that is not positive.
     """
-    x, y = pixel_grid(height, width)
+    grid = Grid(geom_xpos.shape[0], height, width)
     matrix, eye = _view(camera, target, width / height)
-    prepared = _prepare(scene, geom_xpos, geom_xmat, matrix, eye)
-    shape = (geom_xpos.shape[0], height, width)
-    state = jnp.zeros(shape, jnp.float32), jnp.full(shape, -1, jnp.int32)
-    first = 0
-    for kind, surfaces in prepared:
-        count, per_geom = surfaces.outside.shape[0], surfaces.outside.shape[2]
-        starts = first + per_geom * jnp.arange(count, dtype=jnp.int32)
-        state, _ = jax.lax.scan(partial(_nearer, kind, x, y), state, (starts, surfaces))
-        first += count * per_geom
+    shape = (grid.number, TILE, TILE)
+    state = jnp.zeros(shape), jnp.full(shape, -1, jnp.int32)
+    prepared = list(_prepare(scene, grid, geom_xpos, geom_xmat, matrix, eye))
+    for group, surfaces, first, where in prepared:
+        state = for_touched(grid, where, state, partial(_draw, grid, group, surfaces, first))
     nearest, winner = state
+    tilt = nearest, nearest  # placeholders where nothing is hit
+    for _, surfaces, first, where in prepared:
+        tilt = for_touched(grid, where, tilt, partial(_slopes, grid, surfaces, first, *state))
     hit = winner >= 0
     segmentation = jnp.where(hit, jnp.take(jnp.asarray(scene.owner), winner, mode="clip"), -1)
-    along = slopes(*_seen_surface([s for _, s in prepared], winner), nearest, x, y)
-    directions = _directions(matrix, x, y)
-    view = -directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
-    lit = shade(
-        jnp.take(jnp.asarray(scene.rgb), segmentation, axis=0, mode="clip"),
-        _normal(nearest, *along, matrix, x, y),
-        view,
-    )
-    background = floor_rgb(eye, directions) if floor else jnp.ones_like(lit)
-    rgb = jnp.round(255 * jnp.clip(jnp.where(hit[..., None], lit, background), 0.0, 1.0)).astype(jnp.uint8)
+    lit = partial(_lit, scene, grid, matrix, nearest, tilt, segmentation)
+    rgb = for_tiles(grid, hit.any(axis=(1, 2)).astype(jnp.int32), jnp.full((*shape, 3), 255, jnp.uint8), lit)
     depth = jnp.where(hit, 1 / jnp.where(hit, nearest, 1.0), jnp.inf)
+    rgb, depth, segmentation = (grid.images(part) for part in (rgb, depth, segmentation))
+    if floor:
+        backdrop = floor_rgb(eye, _directions(matrix, *pixel_grid(height, width)))
+        rgb = jnp.where((segmentation >= 0)[..., None], rgb, _bytes(backdrop))
     return Frames(rgb, depth, segmentation)
 
 
@@ -96,12 +93,12 @@ def render_masks(
     width: int,
 ) -> Bool[Array, "N H W"]:
     """Which pixels show the robot: `render(...).segmentation >= 0`, several times faster. Arguments as in `render`."""
-    x, y = pixel_grid(height, width)
+    grid = Grid(geom_xpos.shape[0], height, width)
     matrix, eye = _view(camera, target, width / height)
-    mask = jnp.zeros((geom_xpos.shape[0], height, width), bool)
-    for kind, surfaces in _prepare(scene, geom_xpos, geom_xmat, matrix, eye):
-        mask, _ = jax.lax.scan(lambda mask, s, kind=kind: (mask | kind.covers(s, x, y), None), mask, surfaces)
-    return mask
+    mask = jnp.zeros((grid.number, TILE, TILE), bool)
+    for group, surfaces, _, where in _prepare(scene, grid, geom_xpos, geom_xmat, matrix, eye):
+        mask = for_touched(grid, where, mask, partial(_cover, grid, group, surfaces))
+    return grid.images(mask)
 
 
 def _view(camera: Camera, target: Array, aspect: float) -> tuple[Array, Array]:
@@ -112,60 +109,110 @@ def _view(camera: Camera, target: Array, aspect: float) -> tuple[Array, Array]:
     return matrix, target + offset
 
 
-def _prepare(scene: Scene, geom_xpos: Array, geom_xmat: Array, matrix: Array, eye: Array) -> list:
-    """For each group of the scene: how it is drawn, and its surfaces with leading axes [K, N, S]."""
-    prepared = []
+def _prepare(
+    scene: Scene, grid: Grid, geom_xpos: Array, geom_xmat: Array, matrix: Array, eye: Array
+) -> Iterator[tuple[Group, Surfaces, int, Bool[Array, "T K"]]]:
+    """Each group of the scene with its surfaces [N, K, S], the number of their first one, and the tiles it touches."""
+    inverse, first = jnp.linalg.inv(matrix), 0
     for group in scene.groups:
-        kind = KINDS[group.kind]
-        rays, origin = local_rays(geom_xpos[:, group.geom], geom_xmat[:, group.geom], matrix, eye)
+        xpos, xmat = geom_xpos[:, group.geom], geom_xmat[:, group.geom]
+        rays, origin = local_rays(xpos, xmat, matrix, eye)
         parameters = jnp.asarray(group.parameters)[None]
-        surfaces = kind.prepare(rays, origin, jnp.broadcast_to(parameters, (eye.shape[0], *parameters.shape[1:])))
-        prepared.append((kind, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), surfaces)))
-    return prepared
+        parameters = jnp.broadcast_to(parameters, (grid.num_envs, *parameters.shape[1:]))
+        surfaces = KINDS[group.kind].prepare(rays, origin, parameters)
+        turn = jnp.einsum("nij,nkjl->nkil", inverse, xmat, precision=PRECISE)
+        offset = jnp.einsum("nij,nkj->nki", inverse, xpos - eye[:, None], precision=PRECISE)
+        yield group, surfaces, first, touched(grid, jnp.asarray(group.boxes), turn, offset)
+        first += surfaces.outside.shape[1] * surfaces.outside.shape[2]
 
 
-def _nearer(kind: Kind, x: Array, y: Array, state: tuple, geom: tuple) -> tuple[tuple, None]:
-    """One step of the scan over geoms: keeps the inverse depth and the number of the nearest surface."""
-    start, surfaces = geom
-    w, seen = kind.nearest(surfaces, x, y)
-    return (jnp.maximum(w, state[0]), jnp.where(w > state[0], start + seen, state[1])), None
+def _chosen(grid: Grid, surfaces: Surfaces, tiles: Array, geom: Array) -> Surfaces:
+    """The surfaces of one geom for each tile, [C, S]."""
+    env = grid.env(tiles)
+    return jax.tree.map(lambda leaf: leaf[env, geom], surfaces)
 
 
-def _seen_surface(groups: list[Surfaces], winner: Int[Array, "N H W"]) -> tuple[Array, Array]:
-    """Coefficients m [N, H, W, 3] and q [N, H, W, 6] of the surface that each pixel shows."""
-
-    def table(leaves, rows, width):
-        # Filled in place: XLA's CPU backend (JAX 0.10) crashes on a gather from a concatenation that it fused.
-        filled, first = jnp.zeros((winner.shape[0], rows, width)), 0
-        for leaf in leaves:
-            leaf = jnp.swapaxes(leaf, 0, 1).reshape(filled.shape[0], -1, filled.shape[2])
-            filled = filled.at[:, first : first + leaf.shape[1]].set(leaf)
-            first += leaf.shape[1]
-        return filled
-
-    def pick(rows):
-        index = winner.reshape(winner.shape[0], -1, 1)
-        return jnp.take_along_axis(rows, index, axis=1, mode="clip").reshape(*winner.shape, rows.shape[-1])
-
-    # Flat kinds come last: one row of zeros stands for all their surfaces, which are many where there are meshes.
-    curved = [s.square for s in groups if s.square is not None]
-    counts = [s.outside.shape[0] * s.outside.shape[2] for s in groups]
-    linear = table([s.linear for s in groups], sum(counts), 3)
-    return pick(linear), pick(table(curved, sum(counts[: len(curved)]) + 1, 6))
+def _draw(
+    grid: Grid,
+    group: Group,
+    surfaces: Surfaces,
+    first: int,
+    part: tuple[Array, Array],
+    tiles: Array,
+    geom: Array,
+    valid: Array,
+) -> tuple[Array, Array]:
+    """Inverse depth and number of the nearest surface so far, [C, P, P] each, after one more geom."""
+    nearest, winner = part
+    w, seen = KINDS[group.kind].nearest(_chosen(grid, surfaces, tiles, geom), *grid.pixels(tiles))
+    number = first + surfaces.outside.shape[2] * geom[:, None, None] + seen
+    nearer = (w > nearest) & valid[:, None, None]
+    return jnp.where(nearer, w, nearest), jnp.where(nearer, number, winner)
 
 
-def _directions(matrix: Array, x: Array, y: Array) -> Float[Array, "N H W 3"]:
-    columns = matrix[:, None, None]
-    return columns[..., 0] * x[..., None] + (columns[..., 1] * y[..., None] + columns[..., 2])
+def _cover(
+    grid: Grid, group: Group, surfaces: Surfaces, mask: Array, tiles: Array, geom: Array, valid: Array
+) -> Bool[Array, "C P P"]:
+    covers = KINDS[group.kind].covers(_chosen(grid, surfaces, tiles, geom), *grid.pixels(tiles))
+    return mask | (covers & valid[:, None, None])
 
 
-def _normal(w: Array, along_x: Array, along_y: Array, matrix: Array, x: Array, y: Array) -> Float[Array, "N H W 3"]:
+def _slopes(
+    grid: Grid,
+    surfaces: Surfaces,
+    first: int,
+    nearest: Array,
+    winner: Array,
+    part: tuple[Array, Array],
+    tiles: Array,
+    geom: Array,
+    valid: Array,
+) -> tuple[Array, Array]:
+    """How inverse depth changes along x and y, [C, P, P] each, where the pixel shows this geom."""
+    mine = _chosen(grid, surfaces, tiles, geom)
+    count = mine.outside.shape[1]
+    which = winner[tiles] - (first + count * geom[:, None, None])
+    # Selected rather than gathered: a gather of a handful of numbers per pixel costs a CPU more than all the rest.
+    found = slopes(mine, which, nearest[tiles], *grid.pixels(tiles))
+    shown = (which >= 0) & (which < count) & valid[:, None, None]
+    return tuple(jnp.where(shown, new, old) for new, old in zip(found, part, strict=True))
+
+
+def _lit(
+    scene: Scene,
+    grid: Grid,
+    matrix: Array,
+    nearest: Array,
+    tilt: tuple[Array, Array],
+    segmentation: Array,
+    tiles: Array,
+    _: Array,
+) -> UInt8[Array, "C P P 3"]:
+    """The colours of a chunk of tiles."""
+    matrix, (x, y), geom = matrix[grid.env(tiles)], grid.pixels(tiles), segmentation[tiles]
+    albedo = tuple(jnp.take(jnp.asarray(scene.rgb[:, i]), geom, mode="clip") for i in range(3))
+    normal = _normal(nearest[tiles], tilt[0][tiles], tilt[1][tiles], matrix, x, y)
+    view = unit(tuple(-d for d in _directions(matrix, x, y)))
+    return jnp.where((geom >= 0)[..., None], _bytes(shade(albedo, normal, view)), jnp.uint8(255))
+
+
+def _bytes(rgb: Vector) -> UInt8[Array, "*n 3"]:
+    return jnp.stack([jnp.round(255 * jnp.clip(c, 0.0, 1.0)).astype(jnp.uint8) for c in rgb], axis=-1)
+
+
+def _directions(matrix: Float[Array, "N 3 3"], x: Array, y: Array) -> Vector:
+    """World directions of the rays, of length 1 along the optical axis."""
+    m = matrix[:, :, :, None, None]
+    return tuple(m[:, i, 0] * x + (m[:, i, 1] * y + m[:, i, 2]) for i in range(3))
+
+
+def _normal(w: Array, along_x: Array, along_y: Array, matrix: Array, x: Array, y: Array) -> Vector:
     """Unit normals, world axes, towards the camera.
 
     The tangent plane is w = a x + b y + c in image space and n.p = 1 around the camera, where n.(M u) = w. So n is
     M^-T (a, b, c), up to a factor the cross products of M's columns (a left-handed basis, hence towards the camera).
     """
-    right, up, forward = (matrix[:, None, None, :, i] for i in range(3))
-    a, b, c = (t[..., None] for t in (along_x, along_y, w - along_x * x - along_y * y))
-    normal = a * jnp.cross(up, forward) + b * jnp.cross(forward, right) + c * jnp.cross(right, up)
-    return normal / jnp.maximum(jnp.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
+    right, up, forward = (matrix[:, :, i] for i in range(3))
+    rows = [jnp.cross(up, forward), jnp.cross(forward, right), jnp.cross(right, up)]
+    plane = along_x, along_y, w - along_x * x - along_y * y
+    return unit(tuple(sum(r[:, i, None, None] * p for r, p in zip(rows, plane, strict=True)) for i in range(3)))

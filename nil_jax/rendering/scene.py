@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Float, Int
 
-from nil_jax.rendering.geometry import KINDS
+from nil_jax.rendering.geometry import ENDLESS, KINDS
 from nil_jax.rendering.meshes import convex_pieces
 
 DRAWN_GROUPS = (0, 1, 2)  # MuJoCo's convention, and its viewer's default: group 3 holds collision geoms
@@ -34,8 +34,9 @@ class Group:
     """Geoms of one kind; what the parameters mean is said in `geometry.KINDS`."""
 
     kind: str = field(metadata={"static": True})
-    geom: Int[np.ndarray, "K"]  # MuJoCo geom ids; a mesh occurs once per convex piece
+    geom: Int[np.ndarray, " K"]  # MuJoCo geom ids; a mesh occurs once per convex piece
     parameters: Float[np.ndarray, "K ..."]
+    boxes: Float[np.ndarray, "K 2 3"]  # middle and half edges of the bounding box, m, frame of the geom
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +45,7 @@ class Scene:
     """The geoms to draw. A pytree of NumPy arrays: pass it to a jitted function or close over it."""
 
     groups: tuple[Group, ...]
-    owner: Int[np.ndarray, "S"]  # geom that each surface belongs to, group by group
+    owner: Int[np.ndarray, " S"]  # geom that each surface belongs to, group by group
     rgb: Float[np.ndarray, "G 3"]  # colour of every geom of the model, in [0, 1]
 
 
@@ -72,7 +73,12 @@ def make_scene(mj_model: mujoco.MjModel, geom_ids: Sequence[int] | np.ndarray | 
         for row in parameters:
             found.setdefault((kind, row.shape), []).append((geom, row))
     groups = tuple(
-        Group(kind, np.array([g for g, _ in rows], np.int32), np.stack([p for _, p in rows]).astype(np.float32))
+        Group(
+            kind,
+            np.array([geom for geom, _ in rows], np.int32),
+            np.stack([parameters for _, parameters in rows]).astype(np.float32),
+            np.stack([_box(kind, parameters) for _, parameters in rows]).astype(np.float32),
+        )
         for (kind, _), rows in sorted(found.items())
     )
     owner = np.concatenate([np.repeat(g.geom, KINDS[g.kind].surfaces or g.parameters.shape[1]) for g in groups])
@@ -119,6 +125,24 @@ def _parameters(mj_model: mujoco.MjModel, geom: int, extent: float) -> tuple[str
         pieces = convex_pieces(*_mesh(mj_model, int(mj_model.geom_dataid[geom])), extent)
         return "polytope", [_padded(planes) for planes in pieces]
     return _TYPES[kind], [size[:2]]
+
+
+def _box(kind: str, parameters: np.ndarray) -> np.ndarray:
+    """[2, 3] middle and half edges of the box around a geom or a piece of one."""
+    if kind == "polytope":  # all have planes across the axes
+        high, low = (
+            [parameters[(parameters[:, :3] == sign * axis).all(axis=1), 3].min() for axis in np.eye(3)]
+            for sign in (1, -1)
+        )
+        return np.stack([np.subtract(high, low) / 2, np.add(high, low) / 2])
+    if kind == "ellipsoid":
+        half = parameters**-0.5
+    elif kind == "plane":
+        half = np.append(np.where(parameters > 0, parameters, ENDLESS), 0.0)
+    else:
+        radius, length = parameters
+        half = np.array([radius, radius, length + radius * (kind == "capsule")])
+    return np.stack([np.zeros(3), half])
 
 
 def _padded(planes: np.ndarray) -> np.ndarray:

@@ -3,8 +3,8 @@
 Axes: N environments, H image rows, W image columns, G geoms of the model.
 """
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 AMBIENT, HEAD, LAMP = (
@@ -13,35 +13,40 @@ AMBIENT, HEAD, LAMP = (
     0.45,
 )  # shares of the albedo; a surface that faces the lamp comes out a little brighter
 GLOSS, SHININESS = 0.16, 8  # white highlight of the lamp at the camera: shows the shape of dark robots
-LAMP_DIRECTION = np.array([0.25, -0.45, 0.857], np.float32)  # towards the lamp, world axes, length 1
+LAMP_DIRECTION = (0.25, -0.45, 0.857)  # towards the lamp, world axes, length 1
 FLOOR_TILE = 0.5  # m
 FLOOR_RGB = (0.86, 0.80)  # grey of the two kinds of tile
 FLOOR_FADE = 0.08  # 1/m^2: how fast the floor turns into the white background with distance
 
 
-def dot(a: Array, b: Array) -> Array:
-    """Scalar product over the last axis, of arrays of equal rank."""
-    return jnp.sum(a * b, axis=-1)
+Vector = tuple[Array, Array, Array]  # one array per component: an axis of length 3 would keep a CPU from vectorising
 
 
-def shade(
-    albedo: Float[Array, "N H W 3"], normal: Float[Array, "N H W 3"], view: Float[Array, "N H W 3"]
-) -> Float[Array, "N H W 3"]:
+def dot(a: Vector, b: Vector) -> Array:
+    """Scalar product."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def unit(a: Vector) -> Vector:
+    """The same direction with length 1; zero stays zero."""
+    scale = jax.lax.rsqrt(jnp.maximum(dot(a, a), 1e-24))
+    return tuple(c * scale for c in a)
+
+
+def shade(albedo: Vector, normal: Vector, view: Vector) -> Vector:
     """Phong's law: `albedo (ambient + head n.v + lamp n.l) + gloss (n.v)^shininess`; unit vectors, products >= 0."""
-    lamp = jnp.asarray(LAMP_DIRECTION).reshape(1, 1, 1, 3)
     facing = jnp.maximum(dot(normal, view), 0.0)
-    light = AMBIENT + HEAD * facing + LAMP * jnp.maximum(dot(normal, lamp), 0.0)
-    return albedo * light[..., None] + GLOSS * facing[..., None] ** SHININESS
+    light = AMBIENT + HEAD * facing + LAMP * jnp.maximum(dot(normal, LAMP_DIRECTION), 0.0)
+    return tuple(c * light + GLOSS * facing**SHININESS for c in albedo)
 
 
-def floor_rgb(eye: Float[Array, "N 3"], directions: Float[Array, "N H W 3"]) -> Float[Array, "N H W 3"]:
+def floor_rgb(eye: Float[Array, "N 3"], directions: Vector) -> Vector:
     """The floor z = 0 as a pale checkerboard that fades into white; white where a ray does not meet it."""
-    eye = eye[:, None, None, :]
-    below = directions[..., 2] < -1e-6
-    depth = eye[..., 2] / jnp.where(below, -directions[..., 2], 1.0)
-    xy = eye[..., :2] + depth[..., None] * directions[..., :2]
-    tile = jnp.floor(xy / FLOOR_TILE)
-    grey = jnp.where(jnp.mod(tile[..., 0] + tile[..., 1], 2.0) < 1, *FLOOR_RGB)
-    away = jnp.sum((xy - eye[..., :2]) ** 2, axis=-1)
-    shown = jnp.where(below & (eye[..., 2] > 0), jnp.exp(-FLOOR_FADE * away), 0.0)
-    return jnp.repeat((1 - shown * (1 - grey))[..., None], 3, axis=-1)
+    eye_x, eye_y, eye_z = (eye[:, i, None, None] for i in range(3))
+    below = directions[2] < -1e-6
+    depth = eye_z / jnp.where(below, -directions[2], 1.0)
+    away_x, away_y = depth * directions[0], depth * directions[1]
+    tile = jnp.floor((eye_x + away_x) / FLOOR_TILE) + jnp.floor((eye_y + away_y) / FLOOR_TILE)
+    grey = jnp.where(jnp.mod(tile, 2.0) < 1, *FLOOR_RGB)
+    shown = jnp.where(below & (eye_z > 0), jnp.exp(-FLOOR_FADE * (away_x**2 + away_y**2)), 0.0)
+    return (1 - shown * (1 - grey),) * 3

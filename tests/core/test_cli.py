@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import nil_jax
 from nil_jax import cli
 from nil_jax.reference import read_video, write_video
 
@@ -72,6 +73,17 @@ def test_prepare_makes_a_reference_that_train_takes(tiny_path, clip, tmp_path, c
     assert run("train", tiny_path, made, "-o", tmp_path / "run", *TRAIN_FLAGS) == 0
 
 
+def test_prepare_tells_people_how_well_it_fitted(tiny_path, clip, tmp_path, capsys):
+    assert run("prepare", tiny_path, clip, "-o", tmp_path / "a.ref", "--mask-size", "32", "--frame-size", "32") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "21 ticks at 25 per second, first-frame IoU" in said
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"nil_jax {nil_jax.__version__}\n"
+
+
 def test_eval_repeats_the_evaluation_of_the_run(trained, capsys):
     assert run("eval", trained, "--num-envs", "2", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
@@ -106,6 +118,10 @@ def test_resume_of_a_finished_run_ends_at_once(trained, tiny_path, clip):
         (["eval", "{tmp}"], "run.json"),
         (["render", "{trained}", "-o", "{tmp}/text.mp4"], "not taken"),
         (["frame", "unitree_a1", "-o", "{tmp}/new.png", "--size", "2"], "16 to 4096"),
+        (["frame", "unitree_a1", "-o", "{tmp}/new.txt"], "ends in .png"),
+        (["render", "{trained}", "-o", "{tmp}/new.gif"], "ends in .mp4"),
+        (["train", "{tiny}", "{blank}", "-o", "{trained}", "--resume", *TRAIN_FLAGS], "the clip that the run began"),
+        (["train", "{tiny}", "{clip}", "-o", "{tmp}/run", "--num-timesteps", "100"], "learning_starts: expected"),
     ],
 )
 def test_bad_input_gets_a_clear_message_and_leaves_nothing(argv, message, tmp_path, tiny_path, clip, trained, capsys):
@@ -113,7 +129,14 @@ def test_bad_input_gets_a_clear_message_and_leaves_nothing(argv, message, tmp_pa
     (tmp_path / "broken.xml").write_text("<mujoco")
     write_video(tmp_path / "blank.mp4", np.full((5, 64, 64, 3), 255, np.uint8), 25.0)
     before = sorted(path.name for path in tmp_path.iterdir())
-    places = {"tmp": tmp_path, "tiny": tiny_path, "clip": clip, "trained": trained, "ref": trained / "reference"}
+    places = {
+        "tmp": tmp_path,
+        "blank": tmp_path / "blank.mp4",
+        "tiny": tiny_path,
+        "clip": clip,
+        "trained": trained,
+        "ref": trained / "reference",
+    }
     capsys.readouterr()
     code = run(*[word.format(**places) for word in argv])
     printed = capsys.readouterr()

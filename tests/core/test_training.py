@@ -1,5 +1,6 @@
 """Training on a tiny robot: files of a run, exact resume, refusals, and the host loop's arithmetic."""
 
+import dataclasses
 import json
 
 import jax
@@ -101,7 +102,9 @@ def test_training_step_is_compiled_once_and_leaves_its_input_alone(tiny_env, tin
 
 
 def test_without_a_video_the_robots_own_reward_is_learned(tiny_env):
-    result = nil_jax.train(tiny_env, progress=False, **(SETTINGS | {"num_timesteps": 64, "num_evals": 1}))
+    result = nil_jax.train(
+        tiny_env, progress=False, **(SETTINGS | {"num_timesteps": 64, "learning_starts": 32, "num_evals": 1})
+    )
     assert "mask_iou" not in result.evaluation["policy"] and result.folder is None
     assert result.evaluation["policy"]["return"] > 0
 
@@ -114,6 +117,27 @@ def test_a_folder_that_holds_something_is_refused(whole, tiny_env, tiny_referenc
 def test_resuming_with_other_settings_is_refused(whole, tiny_env):
     with pytest.raises(ValueError, match=r"gamma 0.98 \(got 0.5\)"):
         train(tiny_env, None, whole.folder, resume=True, gamma=0.5)
+
+
+def test_resuming_a_finished_run_changes_nothing(whole, tiny_env):
+    before = {path: path.stat().st_mtime_ns for path in (whole.folder / "checkpoints").rglob("*")}
+    rows = (whole.folder / "metrics.jsonl").read_text()
+    again = train(tiny_env, None, whole.folder, resume=True)
+    assert again.evaluation == whole.evaluation
+    assert {path: path.stat().st_mtime_ns for path in (whole.folder / "checkpoints").rglob("*")} == before
+    assert (whole.folder / "metrics.jsonl").read_text() == rows
+
+
+def test_resuming_with_another_clip_is_refused(whole, tiny_env, tiny_reference):
+    other = dataclasses.replace(tiny_reference, provenance=tiny_reference.provenance | {"source_sha256": "another"})
+    with pytest.raises(ValueError, match="expected the clip that the run began with"):
+        train(tiny_env, other, whole.folder, resume=True)
+
+
+def test_a_run_too_short_to_learn_is_refused_before_anything_is_written(tiny_env, tiny_reference, tmp_path):
+    with pytest.raises(ValueError, match=r"learning_starts.*num_timesteps \(64\)"):
+        train(tiny_env, tiny_reference, tmp_path / "run", num_timesteps=64)
+    assert not (tmp_path / "run").exists()
 
 
 def test_resuming_with_another_robot_is_refused(whole):

@@ -127,3 +127,11 @@ def test_real_meshes_are_drawn_where_mujoco_sees_them(shared, strict_promotion):
     assert (ours[both] == ids[both]).mean() >= 0.96  # the rest lies along the seams between links
     same = both & (ours == ids)
     assert np.abs(depth[same] - true_depth[same]).mean() <= 0.01  # m: hollows are filled by the pieces
+
+
+def test_a_box_that_reaches_behind_the_camera_is_drawn_where_mujoco_sees_it(strict_promotion):
+    model = mujoco.MjModel.from_xml_string(
+        '<mujoco><worldbody><body><freejoint/><geom type="box" size=".2 2 .1" pos=".5 -1.5 0"/>'
+        '<geom type="box" size=".1 .1 .1" pos="-.3 0 0"/></body></worldbody></mujoco>'
+    )
+    check_primitives(model, model.qpos0, 0.05, side_camera(2.0, 0.0), (0.0, 0.0, 0.0))
