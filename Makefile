@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	rm -rf $(DEMO)
-	$(BIN)/nil-jax train unitree_a1 examples/a1_prowl.mp4 --output $(DEMO) --num-timesteps 150000 --num-evals 5 \
+	$(BIN)/nil-jax train unitree_a1 examples/a1_prowl.mp4 --output $(DEMO) --num-timesteps 75000 --num-evals 3 \
 	    --grad-updates-per-step 8
 	@echo "Look at $(DEMO)/comparison.mp4 and $(DEMO)/curves.png"
 
@@ -47,7 +47,7 @@ test-slow: wheel
 
 bench: setup
 	mkdir -p build/bench
-	for name in physics train; do $(BIN)/python benchmarks/$$name.py --quick --json build/bench/$$name.json; done
+	for name in physics render train; do $(BIN)/python benchmarks/$$name.py --quick --json build/bench/$$name.json; done
 	$(BIN)/python benchmarks/results.py build/bench/*.json > benchmarks/RESULTS.md
 
 clean:

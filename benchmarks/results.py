@@ -10,7 +10,7 @@ from pathlib import Path
 HEADER = """# Results
 
 Written by `results.py` from the rows that the scripts of this folder print; not by hand. A ratio above 1 means better
-than the peer, which was measured in the same run. Best of three repeats each.
+than the peer, which was measured in the same run. Best of a few repeats each.
 """
 
 
