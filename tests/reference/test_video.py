@@ -95,8 +95,8 @@ def test_bad_sources_get_one_clear_line(tmp_path):
     (tmp_path / "half.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[:1200])
     cases = {
         "nothing there": {"source": tmp_path / "missing.mp4"},
-        "expected a readable video": {"source": tmp_path / "noise.mp4"},
-        "expected a (readable video|video stream)": {"source": tmp_path / "half.mp4"},
+        "expected one that FFmpeg can read": {"source": tmp_path / "noise.mp4"},
+        "expected (one that FFmpeg can read|a video stream)": {"source": tmp_path / "half.mp4"},
         "at least 2 frames, got 1": {"source": tmp_path / "one.mp4"},
         "expected images": {"source": tmp_path / "empty", "fps": 10.0},
         "fps: expected frames per second with the folder": {"source": tmp_path / "empty"},
