@@ -8,12 +8,16 @@ import argparse
 import json
 import os
 import platform
+import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+REPEATS = 5
 PACKAGES = ("nil-jax", "jax", "mujoco", "mujoco-mjx")
 
 
@@ -64,6 +68,19 @@ def write(rows: list[dict], path: Path | None) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def best_seconds(compiled: Callable, *arguments: Any) -> float:
+    """Seconds of the fastest of a few calls: others' work on the machine only slows down."""
+    import jax
+
+    jax.block_until_ready(compiled(*arguments))
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def cpu() -> str:

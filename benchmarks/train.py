@@ -29,7 +29,6 @@ from nil_jax.rollout import collect  # noqa: E402
 
 NUM_ENVS = {"quick": (64,), "full": (64, 256, 1024, 4096)}
 TICKS = 10  # per timed call
-REPEATS = 3  # the best one counts: others' work on the machine only slows down
 MASK, CLIP = 64, 100  # px, ticks
 
 
@@ -60,15 +59,8 @@ def program(num_envs: int) -> tuple[training.Program, nil_jax.Config]:
 
 
 def best_seconds(function: Callable, *arguments: jax.Array) -> float:
-    """Seconds of the fastest of a few calls, after one that compiles."""
-    compiled = jax.jit(function).lower(*arguments).compile()
-    jax.block_until_ready(compiled(*arguments))
-    seconds = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    """`common.best_seconds` of a function that is compiled first."""
+    return common.best_seconds(jax.jit(function).lower(*arguments).compile(), *arguments)
 
 
 def stages(num_envs: int) -> list[dict]:

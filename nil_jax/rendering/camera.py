@@ -52,16 +52,29 @@ def side_camera(distance: float, height: float, focal: float = 1.0, center: tupl
     )
 
 
-def pixel_grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image plane coordinates of the pixel centres, in image heights: x [1, 1, W] to the right, y [1, H, 1] up.
+def check_size(height: int, width: int) -> None:
+    """Refuses an image without pixels.
 
     Raises:
       ValueError: a size that is not positive.
     """
     if height <= 0 or width <= 0:
         raise ValueError(f"height, width: expected at least 1 pixel each, got {height} x {width}")
-    x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / height
-    y = (height / 2 - np.arange(height, dtype=np.float32) - 0.5) / height
+
+
+def image_plane(column: Array, row: Array, height: int, width: int) -> tuple[Array, Array]:
+    """Image plane coordinates x and y, in image heights, of the centres of pixels (float32)."""
+    return (column + (0.5 - width / 2)) / height, ((height / 2 - 0.5) - row) / height
+
+
+def pixel_grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image plane coordinates of the pixel centres, in image heights: x [1, 1, W] to the right, y [1, H, 1] up.
+
+    Raises:
+      ValueError: a size that is not positive.
+    """
+    check_size(height, width)
+    x, y = image_plane(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32), height, width)
     return x.reshape(1, 1, width), y.reshape(1, height, 1)
 
 

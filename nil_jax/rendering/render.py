@@ -66,7 +66,7 @@ def render(
     for group, surfaces, first, where in prepared:
         state = for_touched(grid, where, state, partial(_draw, grid, group, surfaces, first))
     nearest, winner = state
-    tilt = nearest, nearest  # placeholders where nothing is hit
+    tilt = nearest, nearest  # any start will do: it is read only where something is hit, and there it is overwritten
     for _, surfaces, first, where in prepared:
         tilt = for_touched(grid, where, tilt, partial(_slopes, grid, surfaces, first, *state))
     hit = winner >= 0

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from nil_jax.rendering.camera import PRECISE
+from nil_jax.rendering.camera import PRECISE, check_size, image_plane
 
 TILE = 16  # px
 NEAR = 1e-3  # m: a geom that comes closer to the camera's plane is tried everywhere
@@ -37,8 +37,7 @@ class Grid:
     width: int
 
     def __post_init__(self):
-        if self.height <= 0 or self.width <= 0:
-            raise ValueError(f"height, width: expected at least 1 pixel each, got {self.height} x {self.width}")
+        check_size(self.height, self.width)
 
     @property
     def rows(self) -> int:
@@ -64,8 +63,7 @@ class Grid:
         step = jnp.arange(TILE)[None]
         column = (tiles % self.columns)[:, None] * TILE + step
         row = (tiles // self.columns % self.rows)[:, None] * TILE + step
-        x = (column.astype(jnp.float32) + (0.5 - self.width / 2)) / self.height
-        y = ((self.height / 2 - 0.5) - row.astype(jnp.float32)) / self.height
+        x, y = image_plane(column.astype(jnp.float32), row.astype(jnp.float32), self.height, self.width)
         return x[:, None, :], y[:, :, None]
 
     def images(self, tiles: Array) -> Array:
