@@ -1,14 +1,18 @@
 """Strict settings for every test, and the data that some tests need."""
 
 import os
+import shutil
+import subprocess
 import tempfile
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import jax
 import pytest
 
 jax.config.update("jax_debug_key_reuse", True)
+DOWNLOAD_SECONDS = 120
 # Many tests compile the same programs, and the workers of one test run share what they compile.
 RUN_ID = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"nil_jax_tests_{RUN_ID}"))
@@ -25,6 +29,45 @@ def shared() -> Path:
             pytest.fail(f"CI must have the shared data; expected a folder {root}")
         pytest.skip("no shared data beside the checkout")
     return root
+
+
+@pytest.fixture
+def menagerie(shared) -> Path:
+    """The real robots of MuJoCo Menagerie."""
+    return shared / "menagerie"
+
+
+@cache
+def _locomujoco(shared: Path) -> Path | str:
+    """The folder of LocoMuJoCo's robots, or why there is none."""
+    if given := os.environ.get("NIL_JAX_LOCOMUJOCO"):
+        return Path(given)
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nil_jax" / "locomujoco"
+    if folder.is_dir():
+        return folder
+    # Built aside and renamed: a second test process, or one that is stopped, never leaves a half-filled folder.
+    building = folder.with_name(f"{folder.name}.{os.getpid()}")
+    command = ["bash", str(shared / "robots" / "get_locomujoco.sh"), str(building)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"LocoMuJoCo's robots: the package index did not answer in {DOWNLOAD_SECONDS} s"
+    if done.returncode:
+        return f"LocoMuJoCo's robots: {' '.join(done.stderr.split())[-200:]}"
+    try:
+        building.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(building)
+    return folder
+
+
+@pytest.fixture
+def loco(shared) -> Path:
+    """The real robots of LocoMuJoCo, fetched once from the package index."""
+    folder = _locomujoco(shared)
+    if isinstance(folder, str):
+        pytest.skip(folder)
+    return folder
 
 
 @pytest.fixture

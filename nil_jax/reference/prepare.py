@@ -27,6 +27,7 @@ from nil_jax.rewards import Encoder, clip_indices, embed_clips
 
 FORMAT = 1  # of the folder; raised when older code could not read it
 ARRAYS, SETTINGS = "reference.npz", "reference.json"
+CAMERA_ARRAYS = {"position": (3,), "rotation": (3, 3), "focal": (), "center": (2,)}  # with their shapes
 EMBEDDING = "embedding_"  # prefix of an embedding's name among the arrays; the encoder's digest follows
 
 
@@ -47,7 +48,9 @@ class Reference:
         _expect("frames", self.frames, np.uint8, ("T", "S", "S", 3))
         _expect("masks", self.masks, np.bool_, (len(self.frames), "M", "M"))
         _expect("start_qpos", self.start_qpos, np.floating, ("nq",))
-        for name, shape in {"position": (3,), "rotation": (3, 3), "focal": (), "center": (2,)}.items():
+        if self.camera.orthographic:
+            raise ValueError("camera: expected a perspective one, which video models imagine, got an orthographic one")
+        for name, shape in CAMERA_ARRAYS.items():
             _expect(f"camera.{name}", np.asarray(getattr(self.camera, name)), np.floating, shape)
         for digest, embedding in self.embeddings.items():
             _expect(f"embeddings[{digest}]", embedding, np.floating, (len(self.frames), "D"))
@@ -77,7 +80,7 @@ class Reference:
                 f"reference: expected a new folder, got {folder}, which exists; choose another or overwrite"
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {f"camera_{f.name}": np.asarray(getattr(self.camera, f.name)) for f in fields(self.camera)}
+        arrays = {f"camera_{name}": np.asarray(getattr(self.camera, name)) for name in CAMERA_ARRAYS}
         arrays |= {EMBEDDING + digest: value for digest, value in self.embeddings.items()}
         arrays |= {name: getattr(self, name) for name in ("frames", "masks", "start_qpos")}
         settings = {"format": FORMAT, "fps": self.fps, "loop": self.loop, "provenance": dict(self.provenance)}
@@ -111,7 +114,7 @@ class Reference:
             # Opened here: np.load leaves the file open where it is not a whole archive.
             with (folder / ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = dict(archive)
-            camera = Camera(**{f.name: jnp.asarray(arrays[f"camera_{f.name}"]) for f in fields(Camera)})
+            camera = Camera(**{name: jnp.asarray(arrays[f"camera_{name}"]) for name in CAMERA_ARRAYS})
             embeddings = {k.removeprefix(EMBEDDING): v for k, v in arrays.items() if k.startswith(EMBEDDING)}
             parts = {name: arrays[name] for name in ("frames", "masks", "start_qpos")}
             fps, loop, provenance = float(settings["fps"]), bool(settings["loop"]), dict(settings["provenance"])

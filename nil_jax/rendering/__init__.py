@@ -1,7 +1,17 @@
 """A batched JAX renderer: MuJoCo poses to masks, colours, depth and segmentation."""
 
-from nil_jax.rendering.camera import Camera, pixel_rays, side_camera
+from nil_jax.rendering.camera import Camera, model_camera, pixel_rays, side_camera
 from nil_jax.rendering.render import Frames, render, render_masks
 from nil_jax.rendering.scene import Scene, make_scene
 
-__all__ = ["Camera", "Frames", "Scene", "make_scene", "pixel_rays", "render", "render_masks", "side_camera"]
+__all__ = [
+    "Camera",
+    "Frames",
+    "Scene",
+    "make_scene",
+    "model_camera",
+    "pixel_rays",
+    "render",
+    "render_masks",
+    "side_camera",
+]

@@ -7,25 +7,31 @@ the middle of the image, x to the right and y up; pixel (i, j) is sampled at its
 `((j + 0.5 - W / 2) / H, (H / 2 - i - 0.5) / H)`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 from jaxtyping import Array, Float
 
 PRECISE = jax.lax.Precision.HIGHEST  # GPUs would otherwise round the factors of a matrix product to 10 bits
+ORTHOGRAPHIC_RANGE = 100.0  # m: an orthographic camera sees as far as this
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera that follows a point. Every field may carry a leading axis [N]: one camera per environment."""
+    """A camera that follows a point. Every array may carry a leading axis [N]: one camera per environment.
+
+    A geom that holds a pinhole camera is not drawn; an orthographic one also sees what is behind it.
+    """
 
     position: Float[Array, "*n 3"]  # m, from the followed point, world axes
     rotation: Float[Array, "*n 3 3"]  # columns: image right, image up, backward (away from the scene), world axes
-    focal: Float[Array, "*n"]  # focal length in image heights: f = 1 sees 53 degrees vertically
+    focal: Float[Array, "*n"]  # focal length in image heights: f = 1 sees 53 degrees; orthographic: image heights per m
     center: Float[Array, "*n 2"]  # principal point as a fraction of (width, height); (0.5, 0.5) is the middle
+    orthographic: bool = field(default=False, metadata={"static": True})
 
 
 def side_camera(distance: float, height: float, focal: float = 1.0, center: tuple[float, float] = (0.5, 0.5)) -> Camera:
@@ -49,6 +55,43 @@ def side_camera(distance: float, height: float, focal: float = 1.0, center: tupl
         rotation=jnp.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]], jnp.float32),
         focal=jnp.asarray(focal, jnp.float32),
         center=jnp.asarray(center, jnp.float32),
+    )
+
+
+def model_camera(
+    mj_model: mujoco.MjModel,
+    name: str,
+    cam_xpos: Float[Array | np.ndarray, "*n cameras 3"],
+    cam_xmat: Float[Array | np.ndarray, "*n cameras 9"],
+) -> Camera:
+    """A camera of the MJCF, perspective or orthographic: to be used with the origin as the followed point.
+
+    Args:
+      mj_model: compiled model.
+      name: of the camera.
+      cam_xpos: where all cameras of the model are, m; of `mujoco.MjData` or `mjx.Data` after a forward pass.
+      cam_xmat: their orientations (an `mjx.Data` has them as 3 x 3: reshape).
+
+    Raises:
+      ValueError: there is no such camera.
+    """
+    names = [mj_model.camera(i).name for i in range(mj_model.ncam)]
+    if name not in names:
+        raise ValueError(f"camera: expected one of the model's ({', '.join(names) or 'it has none'}), got {name!r}")
+    i = names.index(name)
+    orthographic = bool(mj_model.cam_projection[i] == mujoco.mjtProjection.mjPROJ_ORTHOGRAPHIC)
+    sensor, (_, focal, *principal) = mj_model.cam_sensorsize[i], mj_model.cam_intrinsic[i]
+    center = np.full(2, 0.5)
+    if sensor[1] > 0:
+        focal, center = focal / sensor[1], center - np.array(principal) / sensor
+    else:
+        focal = 1 / mj_model.cam_fovy[i] if orthographic else 0.5 / np.tan(np.radians(mj_model.cam_fovy[i]) / 2)
+    return Camera(
+        position=jnp.asarray(cam_xpos[..., i, :], jnp.float32),
+        rotation=jnp.asarray(cam_xmat[..., i, :], jnp.float32).reshape(*cam_xmat.shape[:-2], 3, 3),
+        focal=jnp.asarray(focal, jnp.float32),
+        center=jnp.asarray(center, jnp.float32),
+        orthographic=orthographic,
     )
 
 
@@ -78,25 +121,44 @@ def pixel_grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return x.reshape(1, 1, width), y.reshape(1, height, 1)
 
 
-def ray_matrix(camera: Camera, aspect: float) -> Float[Array, "*n 3 3"]:
-    """The matrix M of `direction = M @ (x, y, 1)`: image plane coordinates to world ray directions.
+def lens(camera: Camera, aspect: float) -> Float[Array, "*n 4 4"]:
+    """The matrix that takes (x, y, 1, w) to homogeneous coordinates (P, s) of a point: P / s, from the followed point.
 
-    A direction has length 1 along the optical axis, so the ray parameter is the depth along that axis.
-    `aspect` is width / height.
+    The nearness w grows towards the camera and is linear in (x, y) on every plane: 1 / depth in perspective,
+    `ORTHOGRAPHIC_RANGE - depth` without. `aspect` is width / height.
     """
-    batch = jnp.broadcast_shapes(camera.focal.shape, camera.center.shape[:-1], camera.rotation.shape[:-2])
-    rotation, center = (
+    batch = jnp.broadcast_shapes(camera.focal.shape, camera.center.shape[:-1], camera.position.shape[:-1])
+    batch = jnp.broadcast_shapes(batch, camera.rotation.shape[:-2])
+    position, rotation = (
+        jnp.broadcast_to(camera.position, (*batch, 3)),
         jnp.broadcast_to(camera.rotation, (*batch, 3, 3)),
-        jnp.broadcast_to(camera.center, (*batch, 2)),
     )
-    focal = jnp.broadcast_to(camera.focal, batch)[..., None]
-    right, up, backward = rotation[..., 0] / focal, rotation[..., 1] / focal, rotation[..., 2]
-    forward = -backward - (center[..., :1] - 0.5) * aspect * right - (0.5 - center[..., 1:]) * up
-    return jnp.stack([right, up, forward], axis=-1)
+    focal, center = jnp.broadcast_to(camera.focal, batch)[..., None], jnp.broadcast_to(camera.center, (*batch, 2))
+    right, up, forward = rotation[..., 0] / focal, rotation[..., 1] / focal, -rotation[..., 2]
+    shift = (center[..., :1] - 0.5) * aspect * right + (0.5 - center[..., 1:]) * up
+    if camera.orthographic:
+        columns, last = [right, up, position + ORTHOGRAPHIC_RANGE * forward - shift, -forward], [0.0, 0.0, 1.0, 0.0]
+    else:
+        columns, last = [right, up, forward - shift, position], [0.0, 0.0, 0.0, 1.0]
+    bottom = jnp.broadcast_to(jnp.array(last, jnp.float32), (*batch, 1, 4))
+    return jnp.concatenate([jnp.stack(columns, axis=-1), bottom], axis=-2)
 
 
-def pixel_rays(camera: Camera, height: int, width: int) -> Float[Array, "*n H W 3"]:
-    """World directions of the rays through the pixel centres, of length 1 along the optical axis."""
+def depth_of(camera: Camera, nearness: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Depth along the optical axis, m, where the nearness is not 0."""
+    return ORTHOGRAPHIC_RANGE - nearness if camera.orthographic else 1 / nearness
+
+
+def pixel_rays(camera: Camera, height: int, width: int) -> tuple[Float[Array, "*n H W 3"], Float[Array, "*n H W 3"]]:
+    """The rays through the pixel centres: where they start, m around the followed point, and their directions.
+
+    A direction has length 1 along the optical axis, so that depth counts its multiples.
+    """
     x, y = pixel_grid(height, width)
     points = jnp.stack(jnp.broadcast_arrays(x[0], y[0], np.ones_like(x[0])), axis=-1)
-    return jnp.einsum("...ij,hwj->...hwi", ray_matrix(camera, width / height), points, precision=PRECISE)
+    matrix = lens(camera, width / height)
+    directions = jnp.einsum("...ij,hwj->...hwi", matrix[..., :3, :3], points, precision=PRECISE)
+    if not camera.orthographic:
+        return jnp.broadcast_to(matrix[..., None, None, :3, 3], directions.shape), directions
+    forward = jnp.broadcast_to(-matrix[..., None, None, :3, 3], directions.shape)
+    return directions - ORTHOGRAPHIC_RANGE * forward, forward

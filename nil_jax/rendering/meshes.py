@@ -26,11 +26,11 @@ class MeshConfig(NamedTuple):
     """How closely a mesh is followed; a cost per pixel that grows with the number of planes."""
 
     pieces: int = 16  # at most so many convex pieces
-    planes: int = 32  # of each piece, at most
+    planes: int = 48  # of each piece, at most
     gain: float = 0.015  # a cut must remove a cube of this edge; shares of the whole robot's size from here on
-    tolerance: float = 0.0015  # a piece stands out of its hull by at most this (if the planes allow)
+    tolerance: float = 0.001  # a piece stands out of its hull by at most this (if the planes allow)
     cell: float = 0.002  # vertices this close together are merged before the cutting
-    cuts: int = 12  # positions tried along each axis
+    cuts: int = 8  # positions tried along each axis
 
 
 DEFAULT = MeshConfig()

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from nil_jax.rendering.camera import PRECISE, Camera, pixel_grid, ray_matrix
-from nil_jax.rendering.geometry import KINDS, Surfaces, local_rays, slopes
+from nil_jax.rendering.camera import PRECISE, Camera, depth_of, lens, pixel_grid
+from nil_jax.rendering.geometry import KINDS, Seen, Surfaces, local_lens
 from nil_jax.rendering.scene import Group, Scene
 from nil_jax.rendering.shading import Vector, floor_rgb, shade, unit
-from nil_jax.rendering.tiles import TILE, Grid, for_tiles, for_touched, touched
+from nil_jax.rendering.tiles import Grid, for_tiles, for_touched, touched
 
 
 @jax.tree_util.register_dataclass
@@ -59,25 +59,23 @@ def render(
       ValueError: a size that is not positive.
     """
     grid = Grid(geom_xpos.shape[0], height, width)
-    matrix, eye = _view(camera, target, width / height)
-    shape = (grid.number, TILE, TILE)
-    state = jnp.zeros(shape), jnp.full(shape, -1, jnp.int32)
-    prepared = list(_prepare(scene, grid, geom_xpos, geom_xmat, matrix, eye))
-    for group, surfaces, first, where in prepared:
-        state = for_touched(grid, where, state, partial(_draw, grid, group, surfaces, first))
-    nearest, winner = state
-    tilt = nearest, nearest  # any start will do: it is read only where something is hit, and there it is overwritten
-    for _, surfaces, first, where in prepared:
-        tilt = for_touched(grid, where, tilt, partial(_slopes, grid, surfaces, first, *state))
-    hit = winner >= 0
-    segmentation = jnp.where(hit, jnp.take(jnp.asarray(scene.owner), winner, mode="clip"), -1)
-    lit = partial(_lit, scene, grid, matrix, nearest, tilt, segmentation)
-    rgb = for_tiles(grid, hit.any(axis=(1, 2)).astype(jnp.int32), jnp.full((*shape, 3), 255, jnp.uint8), lit)
-    depth = jnp.where(hit, 1 / jnp.where(hit, nearest, 1.0), jnp.inf)
-    rgb, depth, segmentation = (grid.images(part) for part in (rgb, depth, segmentation))
+    matrix = _lens(camera, grid)
+    blank = jnp.zeros(grid.shape)
+    state = Seen(blank, blank, blank), jnp.full(grid.shape, -1, jnp.int32)
+    inverse = jnp.linalg.inv(matrix)
+    for group, surfaces, where in _prepare(scene, grid, geom_xpos - target[:, None], geom_xmat, matrix, inverse):
+        state = for_touched(grid, where, state, partial(_draw, grid, group, surfaces))
+    seen, segmentation = state
+    hit = segmentation >= 0
+    lit = partial(_lit, scene, grid, matrix, inverse, seen, segmentation)
+    white = (jnp.full(grid.shape, 255, jnp.uint8),) * 3
+    rgb = for_tiles(grid, hit.any(axis=(1, 2)).astype(jnp.int32), white, lit)
+    depth = jnp.where(hit, depth_of(camera, jnp.where(hit, seen.nearness, 1.0)), jnp.inf)
+    rgb = jnp.stack([grid.images(part) for part in rgb], axis=-1)
+    depth, segmentation = grid.images(depth), grid.images(segmentation)
     if floor:
-        backdrop = floor_rgb(eye, _directions(matrix, *pixel_grid(height, width)))
-        rgb = jnp.where((segmentation >= 0)[..., None], rgb, _bytes(backdrop))
+        backdrop = floor_rgb(matrix, target, *pixel_grid(height, width))
+        rgb = jnp.where((segmentation >= 0)[..., None], rgb, jnp.stack([_byte(c) for c in backdrop], axis=-1))
     return Frames(rgb, depth, segmentation)
 
 
@@ -94,36 +92,33 @@ def render_masks(
 ) -> Bool[Array, "N H W"]:
     """Which pixels show the robot: `render(...).segmentation >= 0`, several times faster. Arguments as in `render`."""
     grid = Grid(geom_xpos.shape[0], height, width)
-    matrix, eye = _view(camera, target, width / height)
-    mask = jnp.zeros((grid.number, TILE, TILE), bool)
-    for group, surfaces, _, where in _prepare(scene, grid, geom_xpos, geom_xmat, matrix, eye):
+    matrix, mask = _lens(camera, grid), jnp.zeros(grid.shape, bool)
+    inverse = jnp.linalg.inv(matrix)
+    for group, surfaces, where in _prepare(scene, grid, geom_xpos - target[:, None], geom_xmat, matrix, inverse):
         mask = for_touched(grid, where, mask, partial(_cover, grid, group, surfaces))
     return grid.images(mask)
 
 
-def _view(camera: Camera, target: Array, aspect: float) -> tuple[Array, Array]:
-    """Ray matrix [N, 3, 3] and camera position [N, 3] of every environment."""
-    matrix = ray_matrix(camera, aspect)
-    offset = camera.position if camera.position.ndim == 2 else camera.position[None]
-    matrix = jnp.broadcast_to(matrix if matrix.ndim == 3 else matrix[None], (target.shape[0], 3, 3))
-    return matrix, target + offset
+def _lens(camera: Camera, grid: Grid) -> Float[Array, "N 4 4"]:
+    matrix = lens(camera, grid.width / grid.height)
+    return jnp.broadcast_to(matrix if matrix.ndim == 3 else matrix[None], (grid.num_envs, 4, 4))
 
 
 def _prepare(
-    scene: Scene, grid: Grid, geom_xpos: Array, geom_xmat: Array, matrix: Array, eye: Array
-) -> Iterator[tuple[Group, Surfaces, int, Bool[Array, "T K"]]]:
-    """Each group of the scene with its surfaces [N, K, S], the number of their first one, and the tiles it touches."""
-    inverse, first = jnp.linalg.inv(matrix), 0
+    scene: Scene, grid: Grid, geom_xpos: Array, geom_xmat: Array, matrix: Array, inverse: Array
+) -> Iterator[tuple[Group, Surfaces, Bool[Array, "T K"]]]:
+    """Each group of the scene with its surfaces [N, K, S] and the tiles it touches.
+
+    `geom_xpos` is around the followed point: numbers stay small, and exact, however far a robot has walked.
+    """
     for group in scene.groups:
         xpos, xmat = geom_xpos[:, group.geom], geom_xmat[:, group.geom]
-        rays, origin = local_rays(xpos, xmat, matrix, eye)
         parameters = jnp.asarray(group.parameters)[None]
         parameters = jnp.broadcast_to(parameters, (grid.num_envs, *parameters.shape[1:]))
-        surfaces = KINDS[group.kind].prepare(rays, origin, parameters)
-        turn = jnp.einsum("nij,nkjl->nkil", inverse, xmat, precision=PRECISE)
-        offset = jnp.einsum("nij,nkj->nki", inverse, xpos - eye[:, None], precision=PRECISE)
-        yield group, surfaces, first, touched(grid, jnp.asarray(group.boxes), turn, offset)
-        first += surfaces.outside.shape[1] * surfaces.outside.shape[2]
+        surfaces = KINDS[group.kind].prepare(local_lens(matrix, xpos, xmat), parameters)
+        turn = jnp.einsum("nij,nkjl->nkil", inverse[:, :3, :3], xmat, precision=PRECISE)
+        offset = jnp.einsum("nij,nkj->nki", inverse[:, :3, :3], xpos, precision=PRECISE) + inverse[:, None, :3, 3]
+        yield group, surfaces, touched(grid, jnp.asarray(group.boxes), turn, offset)
 
 
 def _chosen(grid: Grid, surfaces: Surfaces, tiles: Array, geom: Array) -> Surfaces:
@@ -136,18 +131,19 @@ def _draw(
     grid: Grid,
     group: Group,
     surfaces: Surfaces,
-    first: int,
-    part: tuple[Array, Array],
+    part: tuple[Seen, Array],
     tiles: Array,
     geom: Array,
     valid: Array,
-) -> tuple[Array, Array]:
-    """Inverse depth and number of the nearest surface so far, [C, P, P] each, after one more geom."""
-    nearest, winner = part
-    w, seen = KINDS[group.kind].nearest(_chosen(grid, surfaces, tiles, geom), *grid.pixels(tiles))
-    number = first + surfaces.outside.shape[2] * geom[:, None, None] + seen
-    nearer = (w > nearest) & valid[:, None, None]
-    return jnp.where(nearer, w, nearest), jnp.where(nearer, number, winner)
+) -> tuple[Seen, Array]:
+    """What is nearest so far, and the id of its geom, [C, P, P] each, after one more geom."""
+    nearest, owner = part
+    seen = KINDS[group.kind].look(_chosen(grid, surfaces, tiles, geom), *grid.pixels(tiles))
+    nearer = (seen.nearness > nearest.nearness) & valid[:, None, None]
+    number = jnp.asarray(group.geom)[geom][:, None, None]
+    return Seen(*(jnp.where(nearer, n, o) for n, o in zip(seen, nearest, strict=True))), jnp.where(
+        nearer, number, owner
+    )
 
 
 def _cover(
@@ -157,62 +153,33 @@ def _cover(
     return mask | (covers & valid[:, None, None])
 
 
-def _slopes(
-    grid: Grid,
-    surfaces: Surfaces,
-    first: int,
-    nearest: Array,
-    winner: Array,
-    part: tuple[Array, Array],
-    tiles: Array,
-    geom: Array,
-    valid: Array,
-) -> tuple[Array, Array]:
-    """How inverse depth changes along x and y, [C, P, P] each, where the pixel shows this geom."""
-    mine = _chosen(grid, surfaces, tiles, geom)
-    count = mine.outside.shape[1]
-    which = winner[tiles] - (first + count * geom[:, None, None])
-    # Selected rather than gathered: a gather of a handful of numbers per pixel costs a CPU more than all the rest.
-    found = slopes(mine, which, nearest[tiles], *grid.pixels(tiles))
-    shown = (which >= 0) & (which < count) & valid[:, None, None]
-    return tuple(jnp.where(shown, new, old) for new, old in zip(found, part, strict=True))
-
-
 def _lit(
-    scene: Scene,
-    grid: Grid,
-    matrix: Array,
-    nearest: Array,
-    tilt: tuple[Array, Array],
-    segmentation: Array,
-    tiles: Array,
-    _: Array,
-) -> UInt8[Array, "C P P 3"]:
-    """The colours of a chunk of tiles."""
-    matrix, (x, y), geom = matrix[grid.env(tiles)], grid.pixels(tiles), segmentation[tiles]
+    scene: Scene, grid: Grid, matrix: Array, inverse: Array, seen: Seen, owner: Array, tiles: Array, _: Vector
+) -> Vector:
+    """The colours of a chunk of tiles, a byte each."""
+    env, (x, y), geom = grid.env(tiles), grid.pixels(tiles), owner[tiles]
     albedo = tuple(jnp.take(jnp.asarray(scene.rgb[:, i]), geom, mode="clip") for i in range(3))
-    normal = _normal(nearest[tiles], tilt[0][tiles], tilt[1][tiles], matrix, x, y)
-    view = unit(tuple(-d for d in _directions(matrix, x, y)))
-    return jnp.where((geom >= 0)[..., None], _bytes(shade(albedo, normal, view)), jnp.uint8(255))
+    normal = _normal(Seen(*(part[tiles] for part in seen)), inverse[env], x, y)
+    colour = shade(albedo, normal, unit(_towards_camera(matrix[env], x, y)))
+    return tuple(jnp.where(geom >= 0, _byte(c), jnp.uint8(255)) for c in colour)
 
 
-def _bytes(rgb: Vector) -> UInt8[Array, "*n 3"]:
-    return jnp.stack([jnp.round(255 * jnp.clip(c, 0.0, 1.0)).astype(jnp.uint8) for c in rgb], axis=-1)
+def _byte(c: Array) -> UInt8[Array, "..."]:
+    return jnp.round(255 * jnp.clip(c, 0.0, 1.0)).astype(jnp.uint8)
 
 
-def _directions(matrix: Float[Array, "N 3 3"], x: Array, y: Array) -> Vector:
-    """World directions of the rays, of length 1 along the optical axis."""
-    m = matrix[:, :, :, None, None]
+def _towards_camera(matrix: Float[Array, "N 4 4"], x: Array, y: Array) -> Vector:
+    """World directions from a point seen at x, y towards the camera: how P / s moves with w (quotient rule)."""
+    (b, e), (rays, origin) = ((matrix[:, rows, :3], matrix[:, rows, 3:]) for rows in (slice(3, 4), slice(0, 3)))
+    m = (origin * b - e * rays)[..., None, None]
     return tuple(m[:, i, 0] * x + (m[:, i, 1] * y + m[:, i, 2]) for i in range(3))
 
 
-def _normal(w: Array, along_x: Array, along_y: Array, matrix: Array, x: Array, y: Array) -> Vector:
+def _normal(seen: Seen, inverse: Float[Array, "C 4 4"], x: Array, y: Array) -> Vector:
     """Unit normals, world axes, towards the camera.
 
-    The tangent plane is w = a x + b y + c in image space and n.p = 1 around the camera, where n.(M u) = w. So n is
-    M^-T (a, b, c), up to a factor the cross products of M's columns (a left-handed basis, hence towards the camera).
+    The tangent plane is a x + b y + c - w = 0 in image space, so (a, b, c, -1) times the lens's inverse in the world.
     """
-    right, up, forward = (matrix[:, :, i] for i in range(3))
-    rows = [jnp.cross(up, forward), jnp.cross(forward, right), jnp.cross(right, up)]
-    plane = along_x, along_y, w - along_x * x - along_y * y
-    return unit(tuple(sum(r[:, i, None, None] * p for r, p in zip(rows, plane, strict=True)) for i in range(3)))
+    inverse, (w, a, b) = inverse[..., None, None], seen
+    plane = a, b, w - a * x - b * y
+    return unit(tuple(inverse[:, 3, i] - sum(inverse[:, j, i] * p for j, p in enumerate(plane)) for i in range(3)))

@@ -1,7 +1,6 @@
 """What there is to draw: the geoms of a MuJoCo model, grouped by kind.
 
-Axes: K geoms (or convex pieces of meshes) of one kind, G geoms of the model, P planes of a polytope,
-S surfaces of all geoms.
+Axes: K geoms (or convex pieces of meshes) of one kind, G geoms of the model, P planes of a polytope.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Float, Int
 
-from nil_jax.rendering.geometry import ENDLESS, KINDS
+from nil_jax.rendering.geometry import ENDLESS
 from nil_jax.rendering.meshes import convex_pieces
 
 DRAWN_GROUPS = (0, 1, 2)  # MuJoCo's convention, and its viewer's default: group 3 holds collision geoms
@@ -45,7 +44,6 @@ class Scene:
     """The geoms to draw. A pytree of NumPy arrays: pass it to a jitted function or close over it."""
 
     groups: tuple[Group, ...]
-    owner: Int[np.ndarray, " S"]  # geom that each surface belongs to, group by group
     rgb: Float[np.ndarray, "G 3"]  # colour of every geom of the model, in [0, 1]
 
 
@@ -81,8 +79,7 @@ def make_scene(mj_model: mujoco.MjModel, geom_ids: Sequence[int] | np.ndarray | 
         )
         for (kind, _), rows in sorted(found.items())
     )
-    owner = np.concatenate([np.repeat(g.geom, KINDS[g.kind].surfaces or g.parameters.shape[1]) for g in groups])
-    return Scene(groups, owner, rgba[:, :3].astype(np.float32))
+    return Scene(groups, rgba[:, :3].astype(np.float32))
 
 
 def _geom_rgba(mj_model: mujoco.MjModel) -> np.ndarray:

@@ -40,13 +40,27 @@ def shade(albedo: Vector, normal: Vector, view: Vector) -> Vector:
     return tuple(c * light + GLOSS * facing**SHININESS for c in albedo)
 
 
-def floor_rgb(eye: Float[Array, "N 3"], directions: Vector) -> Vector:
-    """The floor z = 0 as a pale checkerboard that fades into white; white where a ray does not meet it."""
-    eye_x, eye_y, eye_z = (eye[:, i, None, None] for i in range(3))
-    below = directions[2] < -1e-6
-    depth = eye_z / jnp.where(below, -directions[2], 1.0)
-    away_x, away_y = depth * directions[0], depth * directions[1]
-    tile = jnp.floor((eye_x + away_x) / FLOOR_TILE) + jnp.floor((eye_y + away_y) / FLOOR_TILE)
+def floor_rgb(lens: Float[Array, "N 4 4"], target: Float[Array, "N 3"], x: Array, y: Array) -> Vector:
+    """The floor z = 0 as a pale checkerboard that fades into white with the distance from the followed point.
+
+    White where a ray does not meet the floor from above. Arguments as in `camera.lens` and `camera.pixel_grid`.
+    """
+
+    def rows(i: int) -> list[Array]:
+        return [lens[:, i, j, None, None] for j in range(4)]
+
+    tx, ty, tz = (target[:, i, None, None] for i in range(3))
+    zx, zy, z1, zw = (z + tz * s for z, s in zip(rows(2), rows(3), strict=True))  # height over the floor, times s
+    above = zw > 0
+    w = -(zx * x + zy * y + z1) / jnp.where(above, zw, 1.0)
+    seen = above & (w > 1e-6)
+
+    def at(i: int) -> Array:
+        along_x, along_y, along_1, along_w = rows(i)
+        return along_x * x + along_y * y + along_1 + along_w * w
+
+    away_x, away_y = (at(i) / jnp.where(seen, at(3), 1.0) for i in (0, 1))
+    tile = jnp.floor((tx + away_x) / FLOOR_TILE) + jnp.floor((ty + away_y) / FLOOR_TILE)
     grey = jnp.where(jnp.mod(tile, 2.0) < 1, *FLOOR_RGB)
-    shown = jnp.where(below & (eye_z > 0), jnp.exp(-FLOOR_FADE * (away_x**2 + away_y**2)), 0.0)
+    shown = jnp.where(seen, jnp.exp(-FLOOR_FADE * (away_x**2 + away_y**2)), 0.0)
     return (1 - shown * (1 - grey),) * 3

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nil_jax.rendering.camera import PRECISE, check_size, image_plane
 
-TILE = 16  # px
+TILE, SMALL_TILE, SMALL_IMAGE = 16, 8, 96  # px: small tiles waste less, large ones amortise more
 NEAR = 1e-3  # m: a geom that comes closer to the camera's plane is tried everywhere
 MARGIN = 0.01  # tiles: beyond any rounding of a projected corner
 CHUNK_PIXELS = {"cpu": 2**14}  # what a core's cache holds; elsewhere as many as keep the device busy
@@ -40,14 +40,24 @@ class Grid:
         check_size(self.height, self.width)
 
     @property
+    def tile(self) -> int:
+        """P, px."""
+        return SMALL_TILE if max(self.height, self.width) <= SMALL_IMAGE else TILE
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[T, P, P], the shape of all pixels."""
+        return self.number, self.tile, self.tile
+
+    @property
     def rows(self) -> int:
         """Tiles of an image, from top to bottom."""
-        return -(-self.height // TILE)
+        return -(-self.height // self.tile)
 
     @property
     def columns(self) -> int:
         """Tiles of an image, from left to right."""
-        return -(-self.width // TILE)
+        return -(-self.width // self.tile)
 
     @property
     def number(self) -> int:
@@ -60,17 +70,19 @@ class Grid:
 
     def pixels(self, tiles: Int[Array, " C"]) -> tuple[Float[Array, "C 1 P"], Float[Array, "C P 1"]]:
         """Image plane coordinates x, y of the tiles' pixels; conventions of `camera.pixel_grid`."""
-        step = jnp.arange(TILE)[None]
-        column = (tiles % self.columns)[:, None] * TILE + step
-        row = (tiles // self.columns % self.rows)[:, None] * TILE + step
+        step = jnp.arange(self.tile)[None]
+        column = (tiles % self.columns)[:, None] * self.tile + step
+        row = (tiles // self.columns % self.rows)[:, None] * self.tile + step
         x, y = image_plane(column.astype(jnp.float32), row.astype(jnp.float32), self.height, self.width)
         return x[:, None, :], y[:, :, None]
 
     def images(self, tiles: Array) -> Array:
         """[T, P, P, ...] to [N, H, W, ...]."""
         rest = tiles.shape[3:]
-        blocks = tiles.reshape(self.num_envs, self.rows, self.columns, TILE, TILE, *rest)
-        images = jnp.swapaxes(blocks, 2, 3).reshape(self.num_envs, self.rows * TILE, self.columns * TILE, *rest)
+        blocks = tiles.reshape(self.num_envs, self.rows, self.columns, self.tile, self.tile, *rest)
+        images = jnp.swapaxes(blocks, 2, 3).reshape(
+            self.num_envs, self.rows * self.tile, self.columns * self.tile, *rest
+        )
         return images[:, : self.height, : self.width]
 
 
@@ -92,8 +104,8 @@ def touched(
         inside = (tile + 1 + MARGIN >= low[..., None]) & (tile - MARGIN <= high[..., None])
         return (inside | everywhere[..., None]) & ~nowhere[..., None]
 
-    across = (x * grid.height + grid.width / 2) / TILE
-    down = (grid.height / 2 - y * grid.height) / TILE
+    across = (x * grid.height + grid.width / 2) / grid.tile
+    down = (grid.height / 2 - y * grid.height) / grid.tile
     columns = span(across.min(axis=-1), across.max(axis=-1), grid.columns)
     rows = span(down.min(axis=-1), down.max(axis=-1), grid.rows)
     both = rows[:, :, :, None] & columns[:, :, None, :]
@@ -133,7 +145,7 @@ def for_tiles(
     grid: Grid, count: Int[Array, " T"], images: Carry, update: Callable[[Int[Array, " C"], Any], Any]
 ) -> Carry:
     """Runs `update(tiles, part) -> part` over chunks of the tiles whose count is not 0, greatest counts first."""
-    limit = CHUNK_PIXELS.get(jax.default_backend(), CHUNK_PIXELS_ELSEWHERE) // TILE**2
+    limit = CHUNK_PIXELS.get(jax.default_backend(), CHUNK_PIXELS_ELSEWHERE) // grid.tile**2
     size = min(limit, grid.number)
     order = jnp.argsort(-count)
     # The last chunk ends with tiles of the one before or with tiles that nothing touches: drawing twice does no harm.

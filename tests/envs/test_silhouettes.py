@@ -1,9 +1,6 @@
 """The embedded robots against the real ones: silhouette, joint tree, masses, keyframes. Oracle: MuJoCo's C engine."""
 
 import importlib.util
-import os
-import shutil
-import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -28,7 +25,6 @@ GAINS = {
     "unitree_a1": {"joint": (60, 1.5)},
 }
 STANDING_SECONDS = 2.0
-DOWNLOAD_SECONDS = 120
 DRAWN_GEOMS_AT_MOST = {"unitree_h1": 28, "unitree_a1": 26}  # each geom costs render time
 
 ANCHOR_TOLERANCE = 1e-3  # m; body positions are written with micrometres, so this only allows for typing errors
@@ -56,30 +52,6 @@ def _real_model(path: Path) -> mujoco.MjModel:
     return silhouette.real_model(path)
 
 
-@cache
-def _locomujoco(shared: Path) -> Path | str:
-    """The folder of LocoMuJoCo's robots, or why there is none."""
-    if given := os.environ.get("NIL_JAX_LOCOMUJOCO"):
-        return Path(given)
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nil_jax" / "locomujoco"
-    if folder.is_dir():
-        return folder
-    # Built aside and renamed: a second test process, or one that is stopped, never leaves a half-filled folder.
-    building = folder.with_name(f"{folder.name}.{os.getpid()}")
-    command = ["bash", str(shared / "robots" / "get_locomujoco.sh"), str(building)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS)
-    except subprocess.TimeoutExpired:
-        return f"LocoMuJoCo's robots: the package index did not answer in {DOWNLOAD_SECONDS} s"
-    if done.returncode:
-        return f"LocoMuJoCo's robots: {' '.join(done.stderr.split())[-200:]}"
-    try:
-        building.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(building)
-    return folder
-
-
 @pytest.fixture(params=sorted(ROBOTS))
 def robot(request):
     return ROBOTS[request.param]
@@ -91,11 +63,8 @@ def embedded(robot) -> mujoco.MjModel:
 
 
 @pytest.fixture
-def real(robot, shared) -> mujoco.MjModel:
-    root = shared / "menagerie" if robot.source == "menagerie" else _locomujoco(shared)
-    if isinstance(root, str):
-        pytest.skip(root)
-    return _real_model(root / robot.path)
+def real(robot, request) -> mujoco.MjModel:
+    return _real_model(request.getfixturevalue(robot.source) / robot.path)
 
 
 def _lowest_foot_point(model: mujoco.MjModel, data: mujoco.MjData) -> float:

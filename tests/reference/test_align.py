@@ -57,7 +57,7 @@ def ray_mask(env, qpos, camera, size=64):
     model, data = env.mj_model, mujoco.MjData(env.mj_model)
     data.qpos[:] = qpos
     mujoco.mj_kinematics(model, data)
-    rays = np.asarray(pixel_rays(camera, size, size), np.float64).reshape(-1, 3)
+    rays = np.asarray(pixel_rays(camera, size, size)[1], np.float64).reshape(-1, 3)
     rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
     eye = np.asarray(camera.position, np.float64) + np.array([qpos[0], 0.0, 0.0])
     ids, distance = np.zeros(len(rays), np.int32), np.zeros(len(rays))

@@ -86,5 +86,5 @@ def test_mesh_used_by_two_geoms_is_cut_once(cache):
         '<geom type="mesh" mesh="box"/><geom type="mesh" mesh="box" pos="3 0 0"/></body></worldbody></mujoco>'
     )
     scene = make_scene(model)
-    assert set(scene.owner.tolist()) == {0, 1}
+    assert {geom for group in scene.groups for geom in group.geom.tolist()} == {0, 1}
     assert len(list(cache.iterdir())) == 1

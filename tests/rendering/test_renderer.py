@@ -1,12 +1,17 @@
 """How the renderer behaves: transformations, cameras, colours, compilation, bad input."""
 
+import dataclasses
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
 
-from nil_jax.rendering import Camera, make_scene, pixel_rays, render, render_masks, side_camera
+from nil_jax.rendering import make_scene, pixel_rays, render, render_masks, side_camera
 
 H, W, N = 24, 32, 4
 SHAPE = {"height": H, "width": W}
@@ -44,8 +49,11 @@ def poses(model, strict_promotion):
 
 
 def test_default_scene_holds_visible_geoms_and_no_floor(model):
-    assert set(make_scene(model).owner.tolist()) == {BALL, STICK}
-    assert set(make_scene(model, geom_ids=[STICK]).owner.tolist()) == {STICK}
+    def drawn(scene):
+        return {geom for group in scene.groups for geom in group.geom.tolist()}
+
+    assert drawn(make_scene(model)) == {BALL, STICK}
+    assert drawn(make_scene(model, geom_ids=[STICK])) == {STICK}
 
 
 def test_robot_that_walks_forward_moves_right_and_height_is_up(model, poses):
@@ -73,7 +81,8 @@ def test_projection_is_the_pinhole_formula(model, poses):
 
 
 def test_pixel_rays_have_unit_depth_and_pass_through_pixel_centres():
-    rays = np.asarray(pixel_rays(side_camera(1.0, 0.0, focal=2.0), 2, 4))
+    origins, rays = (np.asarray(part) for part in pixel_rays(side_camera(1.0, 0.0, focal=2.0), 2, 4))
+    np.testing.assert_allclose(origins - [0.0, -1.0, 0.0], 0.0, atol=1e-7)
     np.testing.assert_allclose(rays[..., 1], 1.0)
     np.testing.assert_allclose(rays[0, :, 0], np.array([-1.5, -0.5, 0.5, 1.5]) / (2 * 2.0))
     np.testing.assert_allclose(rays[:, 0, 2], np.array([0.5, -0.5]) / (2 * 2.0))
@@ -97,6 +106,31 @@ def test_frame_k_shows_pose_k_under_vmap_and_scan(model, poses):
         np.testing.assert_allclose(batched.rgb.astype(int), other.rgb.astype(int), atol=1)  # rounding
 
 
+SHARDED = """
+import jax, numpy as np
+from jax.sharding import Mesh, PartitionSpec as P
+from nil_jax.rendering import make_scene, render, side_camera
+import mujoco
+model = mujoco.MjModel.from_xml_string('<mujoco><worldbody><geom type="sphere" size=".2"/></worldbody></mujoco>')
+scene, camera = make_scene(model), side_camera(3.0, 0.0)
+xpos = np.linspace(-0.5, 0.5, 8, dtype=np.float32)[:, None, None] * np.array([1, 0, 0], np.float32)
+xmat, target = np.tile(np.eye(3, dtype=np.float32), (8, 1, 1, 1)), np.zeros((8, 3), np.float32)
+draw = lambda *poses: render(scene, *poses, camera=camera, target=poses[0][:, 0] * 0, height=24, width=24).segmentation
+part = P("envs")
+split = jax.shard_map(draw, mesh=Mesh(jax.devices(), "envs"), in_specs=(part, part), out_specs=part, check_vma=False)
+whole, parts = (np.asarray(jax.jit(f)(xpos, xmat)) for f in (draw, split))
+assert len(jax.devices()) == 4 and len({frame.tobytes() for frame in whole}) == 8
+np.testing.assert_array_equal(whole, parts)
+"""
+
+
+def test_frame_k_shows_pose_k_under_shard_map():
+    """In a process of its own: the number of devices is fixed when JAX starts."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_batch_of_cameras_equals_a_loop_over_cameras(model, poses):
     scene = make_scene(model)
     cameras = [side_camera(2.0 + i, 0.1 * i, focal=1.0 + 0.2 * i, center=(0.5, 0.4 + 0.05 * i)) for i in range(N)]
@@ -105,7 +139,7 @@ def test_batch_of_cameras_equals_a_loop_over_cameras(model, poses):
     for i, camera in enumerate(cameras):
         alone = render_masks(scene, *(leaf[i : i + 1] for leaf in poses[:2]), camera, poses[2][i : i + 1], **SHAPE)
         np.testing.assert_array_equal(together[i], alone[0])
-    only_focal = Camera(cameras[0].position, cameras[0].rotation, batch.focal, cameras[0].center)
+    only_focal = dataclasses.replace(cameras[0], focal=batch.focal)
     assert render_masks(scene, *poses[:2], only_focal, poses[2], **SHAPE).shape == (N, H, W)
 
 
