@@ -3,6 +3,7 @@
 from nil_jax.rendering.camera import Camera, model_camera, pixel_rays, side_camera
 from nil_jax.rendering.render import Frames, render, render_masks
 from nil_jax.rendering.scene import Scene, make_scene
+from nil_jax.rendering.still import still
 
 __all__ = [
     "Camera",
@@ -14,4 +15,5 @@ __all__ = [
     "render",
     "render_masks",
     "side_camera",
+    "still",
 ]

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from nil_jax.rendering.camera import PRECISE, Camera, depth_of, lens, pixel_grid
+from nil_jax.rendering.camera import PRECISE, Camera, depth_of, lens
 from nil_jax.rendering.geometry import KINDS, Seen, Surfaces, local_lens
 from nil_jax.rendering.scene import Group, Scene
-from nil_jax.rendering.shading import Vector, floor_rgb, shade, unit
+from nil_jax.rendering.shading import Vector, shade, unit
 from nil_jax.rendering.tiles import Grid, for_tiles, for_touched, touched
 
 
@@ -31,7 +31,7 @@ class Frames:
     segmentation: Int[Array, "N H W"]  # MuJoCo geom id; -1 where nothing is hit
 
 
-@partial(jax.jit, static_argnames=("height", "width", "floor"))
+@partial(jax.jit, static_argnames=("height", "width"))
 def render(
     scene: Scene,
     geom_xpos: Float[Array, "N G 3"],
@@ -41,7 +41,6 @@ def render(
     *,
     height: int,
     width: int,
-    floor: bool = False,
 ) -> Frames:
     """Draws the scene once per environment.
 
@@ -53,7 +52,6 @@ def render(
       target: the followed point that the camera's position is measured from, world frame, m.
       height: image rows.
       width: image columns.
-      floor: draw the floor z = 0 behind the robot. A backdrop: it has no depth and no id.
 
     Raises:
       ValueError: a size that is not positive.
@@ -73,9 +71,6 @@ def render(
     depth = jnp.where(hit, depth_of(camera, jnp.where(hit, seen.nearness, 1.0)), jnp.inf)
     rgb = jnp.stack([grid.images(part) for part in rgb], axis=-1)
     depth, segmentation = grid.images(depth), grid.images(segmentation)
-    if floor:
-        backdrop = floor_rgb(matrix, target, *pixel_grid(height, width))
-        rgb = jnp.where((segmentation >= 0)[..., None], rgb, jnp.stack([_byte(c) for c in backdrop], axis=-1))
     return Frames(rgb, depth, segmentation)
 
 

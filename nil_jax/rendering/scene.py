@@ -58,12 +58,7 @@ def make_scene(mj_model: mujoco.MjModel, geom_ids: Sequence[int] | np.ndarray | 
     Raises:
       ValueError: a geom that cannot be drawn, an id outside the model, or nothing to draw.
     """
-    rgba = _geom_rgba(mj_model)
-    ids = _default_ids(mj_model, rgba) if geom_ids is None else np.asarray(geom_ids, np.int64).reshape(-1)
-    if ids.size == 0:
-        raise ValueError(f"geom_ids: expected at least one geom to draw, got none of the model's {mj_model.ngeom}")
-    if ids.min() < 0 or ids.max() >= mj_model.ngeom:
-        raise ValueError(f"geom_ids: expected ids in 0..{mj_model.ngeom - 1}, got {ids.min()}..{ids.max()}")
+    rgba, ids = geom_rgba(mj_model), drawn_geoms(mj_model, geom_ids)
     size = _extent(mj_model, ids)
     found: dict[tuple[str, tuple[int, ...]], list[tuple[int, np.ndarray]]] = {}
     for geom in ids.tolist():
@@ -82,7 +77,21 @@ def make_scene(mj_model: mujoco.MjModel, geom_ids: Sequence[int] | np.ndarray | 
     return Scene(groups, rgba[:, :3].astype(np.float32))
 
 
-def _geom_rgba(mj_model: mujoco.MjModel) -> np.ndarray:
+def drawn_geoms(mj_model: mujoco.MjModel, geom_ids: Sequence[int] | np.ndarray | None) -> np.ndarray:
+    """Ids of the geoms to draw: `geom_ids`, or the default that `make_scene` describes.
+
+    Raises:
+      ValueError: an id outside the model, or nothing to draw.
+    """
+    ids = _default_ids(mj_model) if geom_ids is None else np.asarray(geom_ids, np.int64).reshape(-1)
+    if ids.size == 0:
+        raise ValueError(f"geom_ids: expected at least one geom to draw, got none of the model's {mj_model.ngeom}")
+    if ids.min() < 0 or ids.max() >= mj_model.ngeom:
+        raise ValueError(f"geom_ids: expected ids in 0..{mj_model.ngeom - 1}, got {ids.min()}..{ids.max()}")
+    return ids
+
+
+def geom_rgba(mj_model: mujoco.MjModel) -> Float[np.ndarray, "G 4"]:
     """A geom's own colour, or its material's where its own was left at MuJoCo's default."""
     rgba = np.array(mj_model.geom_rgba)
     for geom, material in enumerate(mj_model.geom_matid):
@@ -91,7 +100,8 @@ def _geom_rgba(mj_model: mujoco.MjModel) -> np.ndarray:
     return rgba
 
 
-def _default_ids(mj_model: mujoco.MjModel, rgba: np.ndarray) -> np.ndarray:
+def _default_ids(mj_model: mujoco.MjModel) -> np.ndarray:
+    rgba = geom_rgba(mj_model)
     floor = (mj_model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) & (mj_model.geom_bodyid == 0)
     return np.flatnonzero(np.isin(mj_model.geom_group, DRAWN_GROUPS) & (rgba[:, 3] > 0) & ~floor)
 

@@ -155,17 +155,6 @@ def test_colours_depth_and_background(model, poses):
     assert frames.segmentation[0, 0, 0] == -1
 
 
-def test_floor_is_a_backdrop_that_leaves_ids_and_depth_alone(model, poses):
-    args = (make_scene(model), *poses[:2], side_camera(3.0, 0.0), poses[2])
-    plain, floor = render(*args, **SHAPE), render(*args, **SHAPE, floor=True)
-    np.testing.assert_array_equal(plain.segmentation, floor.segmentation)
-    np.testing.assert_array_equal(plain.depth, floor.depth)
-    changed = np.any(np.asarray(plain.rgb) != np.asarray(floor.rgb), axis=-1)
-    assert changed[:, -1].all()  # below the horizon
-    assert not changed[:, : H // 2].any()
-    assert not changed[np.asarray(plain.segmentation) >= 0].any()
-
-
 def test_geom_around_the_camera_or_behind_it_is_not_drawn(model, poses):
     scene = make_scene(model, [BALL])
     inside = render_masks(scene, *poses[:2], side_camera(0.1, 0.0), poses[2], **SHAPE)
