@@ -12,7 +12,14 @@ from nil_jax import envs, rewards
 from nil_jax.config import Config, preset
 from nil_jax.evaluation import evaluate
 from nil_jax.learning import make_actor_critic, make_policy
-from nil_jax.reference import Reference, prepare_reference, read_video, with_embeddings
+from nil_jax.reference import (
+    Reference,
+    generate_clip,
+    generate_reference,
+    prepare_reference,
+    read_video,
+    with_embeddings,
+)
 from nil_jax.rewards import load_encoder
 from nil_jax.rollout import ImitationEnv
 from nil_jax.training import TrainingResult, train
@@ -28,6 +35,8 @@ __all__ = [
     "Transition",
     "envs",
     "evaluate",
+    "generate_clip",
+    "generate_reference",
     "load_encoder",
     "make_actor_critic",
     "make_policy",

@@ -15,12 +15,14 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from nil_jax import __version__
+from nil_jax.cache import use_compilation_cache
 from nil_jax.config import PRESETS, Config, preset
-from nil_jax.reference import ReferenceConfig
+from nil_jax.reference import GenerateConfig, ReferenceConfig
 
 OUT = Console()
 ERR = Console(stderr=True)
@@ -76,6 +78,48 @@ def frame(
     _check_new(output, (".png", ".jpg"))
     Image.fromarray(start_frame(make(robot), size, floor=floor)).save(output)
     ERR.print(f"wrote {output}", highlight=False)
+
+
+def generate(
+    robot: Robot,
+    *,
+    model: str,
+    output: Output,
+    prompt: str | None = None,
+    config: OmitArgPrefixes[GenerateConfig] = GenerateConfig(),  # noqa: B008 (frozen)
+) -> None:
+    """Let an image-to-video model move the robot's start frame, and write the clip.
+
+    Args:
+        robot: name or path of an MJCF file.
+        model: folder or Hugging Face id of a diffusers model: Wan, LTX, CogVideoX, HunyuanVideo or SVD.
+        output: video to write (walk.mp4); walk.json beside it says how it was made.
+        prompt: what the robot does; default: it walks.
+        config: settings.
+    """
+    import os
+
+    from nil_jax.envs import make
+    from nil_jax.reference import generate_clip
+
+    # Read when JAX first touches the GPU, of whose memory it would otherwise take most: the video model needs it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    _check_new(output, (".mp4",))
+    _check_new(output.with_suffix(".json"))
+    with Progress(console=ERR, transient=True, disable=not ERR.is_terminal) as bar:
+        task = bar.add_task("start", total=1.0)
+        clip = generate_clip(
+            make(robot),
+            prompt,
+            model=model,
+            output=output,
+            progress=lambda stage, part: bar.update(task, description=stage, completed=part),
+            say=lambda line: ERR.print(line, highlight=False, markup=False, soft_wrap=True),
+            **dataclasses.asdict(config),
+        )
+    next_step = f"look at it, then type: nil-jax prepare {robot} {output} -o {output.with_suffix('.ref')}"
+    line = f"{output}: {len(clip.frames)} frames at {clip.fps:g} per second, seed {clip.origin['seed']}; {next_step}"
+    ERR.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def prepare(
@@ -171,9 +215,9 @@ def evaluate(
         json_output: print one JSON object on standard output.
     """
     from nil_jax import evaluation
-    from nil_jax.run import evaluation_table
+    from nil_jax.run import SavedRun, evaluation_table
 
-    env, policies = _load(run)
+    env, policies = SavedRun.load(run).policies()
     policy = policies.pop("policy")
     rows = evaluation.evaluate(env, policy, others=policies, num_envs=num_envs, seed=seed)
     if json_output:
@@ -195,39 +239,16 @@ def render(run: RunFolder, *, output: Output, seed: int = 0, size: int = 320) ->
 
     from nil_jax.evaluation import episode_pictures, run_episodes
     from nil_jax.report import write_comparison
+    from nil_jax.run import SavedRun
 
     _check_new(output, (".mp4",))
-    env, policies = _load(run)
+    env, policies = SavedRun.load(run).policies()
     if env.reference is None:
         raise ValueError(f"run: expected one with a reference video, got {run}, which was trained without")
     policy = {"policy": policies["policy"]}
     episodes = jax.device_get(jax.jit(lambda key: run_episodes(env, policy, 1, key))(jax.random.key(seed)))
     write_comparison(output, env.reference, episode_pictures(env, episodes["policy"], size))
     ERR.print(f"wrote {output}", highlight=False)
-
-
-def _load(run: Path):
-    """The environment of a run, and its policies: the newest one and the untrained one."""
-    import jax
-
-    from nil_jax.envs import make
-    from nil_jax.learning import make_policy
-    from nil_jax.rewards import load_encoder
-    from nil_jax.rollout import ImitationEnv
-    from nil_jax.run import SavedRun
-    from nil_jax.training import make_program
-
-    saved = SavedRun.load(run)
-    config = saved.config
-    robot = make(saved.robot, config.env)
-    if robot.fingerprint != saved.fingerprint:
-        raise ValueError(f"run: expected the robot it was trained with, but the model of {saved.robot} has changed")
-    encoder = load_encoder(config.train.encoder, config.train.encoder_pooling) if config.train.encoder else None
-    env = ImitationEnv(robot, saved.reference, config.reward, encoder)
-    actor_critic = make_program(env, config).actor_critic
-    template = actor_critic.init(jax.random.key(config.train.seed))
-    learners = {"policy": saved.learner(template), "untrained policy": template}
-    return env, {name: make_policy(actor_critic, learner, deterministic=True) for name, learner in learners.items()}
 
 
 def _check_new(output: Path, endings: tuple[str, ...] = ()) -> None:
@@ -242,6 +263,7 @@ def _check_new(output: Path, endings: tuple[str, ...] = ()) -> None:
 COMMANDS = {
     "robots": robots,
     "frame": frame,
+    "generate": generate,
     "prepare": prepare,
     "train": train,
     "eval": evaluate,
@@ -291,19 +313,6 @@ def _parsed(argv: list[str]) -> Callable[[], None]:
             raise refused from None
         sys.stderr.write(said.getvalue())
         raise
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
-    import os
-
-    import jax
-
-    from nil_jax.cache import cache_folder
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def _with_preset(argv: list[str]):

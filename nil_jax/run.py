@@ -22,8 +22,12 @@ from rich.table import Table
 
 from nil_jax.checkpoint import Checkpoints
 from nil_jax.config import Config, differences, load_config, save_config
+from nil_jax.envs import make
+from nil_jax.learning import make_policy
 from nil_jax.metrics import MetricsLog, read_metrics
 from nil_jax.reference import Reference
+from nil_jax.rewards import load_encoder
+from nil_jax.rollout import ImitationEnv
 
 LINE_EVERY = 30.0  # s; how often a run tells where it is if its output is no terminal, where a bar cannot move
 PACKAGES = ("nil-jax", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "brax", "flashbax", "numpy")
@@ -205,6 +209,25 @@ class SavedRun:
             return checkpoints.restore({"learner": template})["learner"]
         finally:
             checkpoints.close()
+
+    def policies(self) -> tuple[Any, dict[str, Any]]:
+        """The environment of the run, and its policies: the newest one and the untrained one.
+
+        Raises:
+            ValueError: the robot's model is another one than at the training.
+        """
+        from nil_jax.training import make_program  # which imports this module
+
+        robot = make(self.robot, self.config.env)
+        if robot.fingerprint != self.fingerprint:
+            raise ValueError(f"run: expected the robot it was trained with, but the model of {self.robot} has changed")
+        config = self.config.train
+        encoder = load_encoder(config.encoder, config.encoder_pooling) if config.encoder else None
+        env = ImitationEnv(robot, self.reference, self.config.reward, encoder)
+        actor_critic = make_program(env, self.config).actor_critic
+        template = actor_critic.init(jax.random.key(config.seed))
+        learners = {"policy": self.learner(template), "untrained policy": template}
+        return env, {name: make_policy(actor_critic, learner, deterministic=True) for name, learner in learners.items()}
 
 
 def evaluation_table(evaluation: Mapping[str, Mapping[str, float]]) -> Table:

@@ -1,6 +1,7 @@
-"""From a clip to a `Reference`: read, segment, resample, align, embed, preview."""
+"""From a prompt to a clip, and from a clip to a `Reference`: read, segment, resample, align, embed, preview."""
 
 from nil_jax.reference.align import Alignment, fit_start
+from nil_jax.reference.generate import GenerateConfig, first_look, generate_clip, generate_reference
 from nil_jax.reference.prepare import Reference, ReferenceConfig, is_reference, prepare_reference, with_embeddings
 from nil_jax.reference.preview import write_preview
 from nil_jax.reference.segment import segment_uniform
@@ -9,10 +10,14 @@ from nil_jax.reference.video import Video, read_video, write_video
 
 __all__ = [
     "Alignment",
+    "GenerateConfig",
     "Reference",
     "ReferenceConfig",
     "Video",
+    "first_look",
     "fit_start",
+    "generate_clip",
+    "generate_reference",
     "is_reference",
     "prepare_reference",
     "read_video",

@@ -220,6 +220,7 @@ def prepare_reference(
         "first_frame_iou": round(fit.iou, 4),
         "nil_jax": importlib.metadata.version("nil-jax"),
         **asdict(config),
+        **({"generated": dict(video.origin)} if video.origin else {}),
     }
     reference = Reference(frames, masks, config.fps, fit.camera, fit.start_qpos, config.loop, {}, provenance)
     return reference if encoder is None else with_embeddings(reference, encoder)

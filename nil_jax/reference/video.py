@@ -5,10 +5,12 @@ Axes: T frames, H rows, W columns, S output ticks.
 
 import hashlib
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -31,6 +33,7 @@ class Video:
     name: str = "array"  # file or folder name, for people
     sha256: str = ""  # of the file's bytes (a folder: of its images in order; an array: of the array)
     shortened: bool = False  # True where the source went on past the limits of read_video
+    origin: Mapping[str, Any] = field(default_factory=dict)  # JSON values: how a generated file was made
 
     def __post_init__(self):
         shape, dtype = np.shape(self.frames), getattr(self.frames, "dtype", None)
@@ -134,7 +137,22 @@ def _read_file(path: Path, fps: float | None, max_seconds: float) -> Video:
     even, even_rate = _even(np.asarray(times), rate)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Video(np.stack([frames[i] for i in even]), float(fps or even_rate), path.name, digest, shortened)
+    pictures = np.stack([frames[i] for i in even])
+    return Video(pictures, float(fps or even_rate), path.name, digest, shortened, _origin(path, digest))
+
+
+def sidecar(path: str | Path) -> Path:
+    """The file beside a generated video that says how it was made."""
+    return Path(path).with_suffix(".json")
+
+
+def _origin(path: Path, digest: str) -> Mapping[str, Any]:
+    """What the file beside a video says of exactly this video; nothing where there is no such file."""
+    try:
+        made = json.loads(sidecar(path).read_text(encoding="utf-8"))
+        return made if made["sha256"] == digest else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def _timed(frames: Iterator[av.VideoFrame], rate: float) -> Iterator[tuple[av.VideoFrame, float]]:
@@ -182,7 +200,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def write_video(path: str | Path, frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
-    """Writes an mp4 (H.264, plays everywhere); odd sizes get a last row or column twice, as the format wants even ones.
+    """Writes an mp4 (H.264, plays everywhere), the same file for the same frames.
+
+    Odd sizes get a last row or column twice, as the format wants even ones.
 
     Args:
         path: File to write; an existing one is replaced.
@@ -198,6 +218,7 @@ def write_video(path: str | Path, frames: UInt8[np.ndarray, "T H W 3"], fps: flo
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "18"})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.codec_context.thread_count = 1  # with several, the same frames now and then make another file
         for frame in itertools.chain(frames, [None]):  # None flushes the encoder
             picture = None if frame is None else av.VideoFrame.from_ndarray(frame, format="rgb24")
             container.mux(stream.encode(picture))

@@ -20,6 +20,8 @@ PUBLIC = [
     "Transition",
     "envs",
     "evaluate",
+    "generate_clip",
+    "generate_reference",
     "load_encoder",
     "make_actor_critic",
     "make_policy",
