@@ -55,6 +55,11 @@ class Env(abc.ABC):
     def step(self, state: State, action: Float[Array, " A"]) -> State:
         """The state one control step later."""
 
+    def for_batch(self, num_envs: int) -> "Env":
+        """This environment as one of `num_envs` in a batch: an engine may share memory between them."""
+        del num_envs
+        return self
+
 
 class VmapWrapper(Env):
     """A batch of environments: `reset` takes keys [N], `step` takes actions [N, A]."""
@@ -63,11 +68,11 @@ class VmapWrapper(Env):
         self.env = env
         self.observation_size, self.action_size = env.observation_size, env.action_size
         self.dt, self.episode_length = env.dt, env.episode_length
-        self._reset, self._step = jax.vmap(env.reset), jax.vmap(env.step)
+        self._step = jax.vmap(env.step)
 
     def reset(self, key: Key[Array, " N"]) -> State:
         """The first states; `key` is [N]."""
-        return self._reset(key)
+        return jax.vmap(self.env.for_batch(len(key)).reset)(key)
 
     def step(self, state: State, action: Float[Array, "N A"]) -> State:
         """The states one control step later."""
@@ -106,13 +111,29 @@ class AutoResetWrapper(Env):
 
         key_next, key_draw = jax.random.split(key)
         draw = jax.random.randint(key_draw, stepped.done.shape, 0, stepped.done.shape[0])
-        fresh = self.env.on_reset(jax.tree.map(lambda leaf: leaf[draw], pool), stepped)
+        drawn = jax.tree.map(lambda leaf, own: leaf[draw] if own else leaf, pool, _per_env(pool))
+        fresh = self.env.on_reset(drawn, stepped)
 
-        def select(new: Array, old: Array) -> Array:
-            return jnp.where(stepped.done.reshape(stepped.done.shape + (1,) * (old.ndim - 1)), new, old)
+        def select(new: Array, old: Array, own: bool) -> Array:
+            done = stepped.done.reshape(stepped.done.shape + (1,) * (old.ndim - 1))
+            return jnp.where(done, new, old) if own else old
 
-        data, obs, info = jax.tree.map(
-            select, (fresh.data, fresh.obs, fresh.info), (stepped.data, stepped.obs, stepped.info)
-        )
+        news, olds = ((state.data, state.obs, state.info) for state in (fresh, stepped))
+        data, obs, info = jax.tree.map(select, news, olds, _per_env(olds))
         extra = {"pool": pool, "key": key_next, "final_obs": stepped.obs}
         return stepped.replace(data=data, obs=obs, info=info | extra)
+
+
+def _per_env(batch: Any) -> Any:
+    """For each leaf whether it has one entry per environment; other leaves belong to all of them together.
+
+    Warp's list of contacts is such a leaf. Its shape alone would not tell, but `vmap` knows, and leaves it whole.
+    """
+    ranks = []
+
+    def look(one: Any) -> Array:
+        ranks.append(jax.tree.map(lambda leaf: leaf.ndim, one))
+        return jnp.zeros(())
+
+    jax.eval_shape(jax.vmap(look), batch)
+    return jax.tree.map(lambda leaf, rank: leaf.ndim > rank, batch, ranks[0])

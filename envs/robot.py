@@ -8,6 +8,7 @@ import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from mujoco import mjx
 
 from nil_jax.envs.base import Env, State
 from nil_jax.envs.mjcf import Prepared, prepare
+from nil_jax.envs.physics import jax_physics, warp_physics
+from nil_jax.optional import require_warp
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class EnvConfig:
     reset_velocity: float = 0.0  # m/s forward at reset
     feet: tuple[str, ...] | None = None  # names of the foot bodies; None: the lowest leaf bodies
     fall_tilt: float = 1.0  # rad between the base's z axis and the vertical at which the robot has fallen
+    physics: Literal["jax", "warp"] = "jax"  # engine: MJX in JAX, or MJX-Warp
+    renderer: Literal["auto", "jax", "warp"] = "auto"  # "auto": "jax"; under Warp's physics the faster one
+    buffer_margin: float = 2.0  # Warp's physics: room for this times the contacts and constraints of a tumbling robot
 
     def __post_init__(self):
         for name in ("ctrl_dt", "sim_dt", "action_scale", "episode_length", "fall_tilt"):
@@ -60,8 +66,17 @@ class EnvConfig:
         for name in ("reset_noise", "damping_per_stiffness"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
-        if self.actuation not in ("position", "torque"):
-            raise ValueError(f'actuation: expected "position" or "torque", got {self.actuation!r}')
+        choices = {
+            "actuation": ("position", "torque"),
+            "physics": ("jax", "warp"),
+            "renderer": ("auto", "jax", "warp"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                listed = " or ".join(f'"{choice}"' for choice in known)
+                raise ValueError(f"{name}: expected {listed}, got {getattr(self, name)!r}")
+        if not self.buffer_margin >= 1:
+            raise ValueError(f"buffer_margin: expected a number >= 1, got {self.buffer_margin}")
         if abs(self.ctrl_dt / self.sim_dt - self.n_substeps) > 1e-6:
             raise ValueError(f"ctrl_dt: expected a multiple of sim_dt ({self.sim_dt} s), got {self.ctrl_dt} s")
 
@@ -83,9 +98,10 @@ class RobotEnv(Env):
     """One robot on a flat floor.
 
     Actions in [-1, 1]: target angles `default + action_scale * action` (position) or torques `limit * action` (torque).
-    `metrics` holds `forward_velocity` (m/s), `foot_slip_speed` (m/s, mean over the feet in contact) and `fall` (0 or
-    1). `info` holds `step`, and for reward terms `last_action`, `torque` [U] (N m), and for each foot `foot_contact`
-    [F] (0 or 1) and `foot_velocity` [F, 3] (m/s over the last control step, of the part that touches the floor).
+    `metrics` holds `forward_velocity` (m/s), `foot_slip_speed` (m/s, mean over the feet in contact), `fall` (0 or 1),
+    and under Warp's physics `buffer_overflow` (0 or 1: contacts were lost in this episode). `info` holds `step`, and
+    for reward terms `last_action`, `torque` [U] (N m), and for each foot `foot_contact` [F] (0 or 1) and
+    `foot_velocity` [F, 3] (m/s over the last control step, of the part that touches the floor).
     """
 
     def __init__(self, spec: RobotSpec, model: mujoco.MjSpec, config: EnvConfig):
@@ -98,11 +114,9 @@ class RobotEnv(Env):
             stiffness=spec.stiffness,
         )
         self.spec, self.config, self.prepared = spec, config, prepared
-        self.mj_model = prepared.mj_model
-        try:
-            self.mjx_model = mjx.put_model(prepared.mj_model)
-        except NotImplementedError as error:
-            raise ValueError(f"model: expected what MJX can simulate, got {error}") from None
+        self.mj_spec, self.mj_model = model, prepared.mj_model
+        self.physics = jax_physics(prepared.mj_model)
+        self.mjx_model = self.physics.mjx_model  # for kinematics; also under Warp, whose model needs Warp's data
         self.dt, self.episode_length = config.ctrl_dt, config.episode_length
         self.joint_names = prepared.joint_names
         self.joint_range = _joint_range(prepared.mj_model)
@@ -123,6 +137,18 @@ class RobotEnv(Env):
         self.start_qpos = self._on_floor(start)
         self.standing_height = float(self.default_qpos[2])
         self.observation_size = 2 * len(self.joint_names) + 3 + 1 + 3 + 3 + 2 + 1 + self.action_size
+        self.num_envs = 1
+        if config.renderer == "warp":
+            require_warp("renderer")
+        if config.physics == "warp":
+            bounds = np.stack([self._control(jnp.full(self.action_size, end)) for end in (-1.0, 1.0)], axis=1)
+            self.physics = warp_physics(self.mj_model, self.default_qpos, bounds, config.buffer_margin)
+
+    def for_batch(self, num_envs: int) -> "RobotEnv":
+        """The same robot as one of `num_envs`: Warp keeps the contacts of all in one list."""
+        env = copy.copy(self)
+        env.num_envs = num_envs
+        return env
 
     def with_start(self, qpos: Float[np.ndarray, " nq"]) -> "RobotEnv":
         """The same robot, reset to another start pose."""
@@ -144,7 +170,8 @@ class RobotEnv(Env):
         qvel = jnp.concatenate([base_velocity, jax.random.uniform(key_v, (nj,), minval=-noise, maxval=noise)])
         action = jnp.zeros(self.action_size)
         # Frames of bodies and geoms are all that is looked at; mjx.step computes the rest.
-        data = mjx.kinematics(self.mjx_model, mjx.make_data(self.mjx_model).replace(qpos=qpos, qvel=qvel))
+        data = self.physics.make_data(self.num_envs).replace(qpos=qpos, qvel=qvel)
+        data = mjx.kinematics(self.physics.mjx_model, data)
         info = {"step": jnp.int32(0), "last_action": action, "foot_position": data.geom_xpos[self.foot_geom_ids]}
         return self._state(data, info)
 
@@ -154,11 +181,11 @@ class RobotEnv(Env):
         data = state.data.replace(ctrl=self._control(action))
 
         def substep(data: mjx.Data, _: None) -> tuple[mjx.Data, None]:
-            return mjx.step(self.mjx_model, data), None
+            return mjx.step(self.physics.mjx_model, data), None
 
         data, _ = jax.lax.scan(substep, data, None, length=self.config.n_substeps)
         # mjx.step leaves the frames of bodies and geoms at the pose before its last integration.
-        data = mjx.kinematics(self.mjx_model, data)
+        data = mjx.kinematics(self.physics.mjx_model, data)
         info = {name: state.info[name] for name in ("step", "foot_position")}
         return self._state(data, info | {"last_action": action, "step": info["step"] + 1})
 
@@ -214,6 +241,7 @@ class RobotEnv(Env):
             "foot_slip_speed": slip / jnp.maximum(info["foot_contact"].sum(), 1.0),
             "fall": fallen.astype(jnp.float32),
         }
+        metrics |= self.physics.metrics(data)
         return State(data, obs, reward, fallen, info["step"] >= self.episode_length, metrics, info)
 
     def _observation(self, data: mjx.Data, last_action: Float[Array, " U"]) -> Float[Array, " O"]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt8
 from mujoco import mjx
 
 from nil_jax.envs import AutoResetWrapper, RobotEnv, State
+from nil_jax.envs.physics import OVERFLOW
 from nil_jax.reference import Reference
 from nil_jax.rewards import Encoder, RewardConfig, mask_iou
 from nil_jax.rollout import ImitationEnv, collect
@@ -49,7 +50,8 @@ def run_episodes(
     The metrics, by environment: `return` (sum of rewards until the episode ends), `length` (s), `fall` (0 or 1),
     `distance` (m along x until the end), `speed` (m/s), `foot_slip` (m/s, mean over steps), and with a reference
     `mask_iou` (mean over the clip, 0 after a fall) and `mask_iou_shuffled`, the same against the reference's masks in
-    another order: what of the IoU is not due to moving at the right time.
+    another order: what of the IoU is not due to moving at the right time. Under Warp's physics `buffer_overflow` says
+    in which environments contacts were lost.
     """
 
     def mixed(observation: Array, key: PRNGKeyArray) -> tuple[Array, dict]:
@@ -100,6 +102,8 @@ def _metrics(steps: dict[str, Shaped[Array, "T N"]], dt: float) -> dict[str, Flo
         "speed": distance / (count * dt),
         "foot_slip": (alive * steps["foot_slip_speed"]).sum(axis=0) / count,
     }
+    if OVERFLOW in steps:
+        result[OVERFLOW] = (alive * steps[OVERFLOW]).max(axis=0)
     if "shuffled" in steps:
         result["mask_iou"] = (alive * steps["reward/mask"]).mean(axis=0)
         result["mask_iou_shuffled"] = (alive * steps["shuffled"]).mean(axis=0)

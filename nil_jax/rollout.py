@@ -3,6 +3,7 @@
 Axes: N environments, K control steps of one reward tick, T frames of the reference, C frames of a clip.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt8
 from nil_jax import rewards
 from nil_jax.envs import AutoResetWrapper, RobotEnv, State, VmapWrapper
 from nil_jax.reference import Reference
-from nil_jax.rendering import make_scene, render, render_masks
+from nil_jax.rendering import JaxRenderer, Renderer, WarpRenderer, make_scene
 from nil_jax.rewards import Encoder, RewardConfig
 from nil_jax.types import Transition
 
@@ -33,7 +34,8 @@ class ImitationEnv(VmapWrapper):
     `State.reward` is the weighted total, zero in the step of a fall. `State.metrics` holds each unweighted term as
     `reward/<term>`. The observation is the robot's, followed by the reference clock. An episode ends with a fall, with
     the end of a reference that does not loop (no value lies behind it, and the clock tells the critic so), or, as
-    truncation, at the robot's episode length. Without a reference the reward is the robot's own.
+    truncation, at the robot's episode length. Without a reference the reward is the robot's own. The robot's settings
+    name the renderer; "auto" is "jax" here, until `capacity.with_fastest_renderer` has tried both.
 
     Args:
         env: the robot.
@@ -65,7 +67,7 @@ class ImitationEnv(VmapWrapper):
         if reference is None:
             return
         self.clip_length = len(reference.masks)
-        self.scene = make_scene(env.mj_model, env.robot_geom_ids)
+        self.renderer = self._make_renderer(env.config.renderer)
         self.ref_masks = jnp.asarray(reference.masks)
         if self.encoder is not None:
             if self.encoder.digest not in reference.embeddings:
@@ -136,14 +138,29 @@ class ImitationEnv(VmapWrapper):
         """Silhouettes of the robots as the reference's camera sees them, [N, h, w] bool."""
         height, width = self.reference.masks.shape[1:]
         data = state.data
-        return render_masks(
-            self.scene, data.geom_xpos, data.geom_xmat, self.reference.camera, follow(data), height=height, width=width
-        )
+        return self.renderer.masks(data.geom_xpos, data.geom_xmat, follow(data), height=height, width=width)
 
     def pictures(self, data: Any, size: int) -> UInt8[Array, "N size size 3"]:
         """Pictures of the robots on white; `data` needs `qpos`, `geom_xpos` and `geom_xmat`, each [N, ...]."""
-        camera = self.reference.camera
-        return render(self.scene, data.geom_xpos, data.geom_xmat, camera, follow(data), height=size, width=size).rgb
+        return self.renderer.pictures(data.geom_xpos, data.geom_xmat, follow(data), height=size, width=size)
+
+    def with_renderer(self, kind: str) -> "ImitationEnv":
+        """The same environment, drawn by "jax" or "warp"."""
+        env = copy.copy(self)
+        env.renderer = self._make_renderer(kind)
+        return env
+
+    @property
+    def renderer_kind(self) -> str | None:
+        """What draws: "jax", "warp", or None without a reference."""
+        if self.reference is None:
+            return None
+        return "warp" if isinstance(self.renderer, WarpRenderer) else "jax"
+
+    def _make_renderer(self, kind: str) -> Renderer:
+        if kind == "warp":
+            return WarpRenderer(self.env.mj_spec, self.env.robot_geom_ids, self.reference.camera)
+        return JaxRenderer(make_scene(self.env.mj_model, self.env.robot_geom_ids), self.reference.camera)
 
     @property
     def _logged_names(self) -> list[str]:

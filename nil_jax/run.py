@@ -23,6 +23,7 @@ from rich.table import Table
 from nil_jax.checkpoint import Checkpoints
 from nil_jax.config import Config, differences, load_config, save_config
 from nil_jax.envs import make
+from nil_jax.envs.physics import OVERFLOW
 from nil_jax.learning import make_policy
 from nil_jax.metrics import MetricsLog, read_metrics
 from nil_jax.reference import Reference
@@ -39,11 +40,13 @@ class Run:
     def __init__(self, folder: Path | None, config: Config, robot: Mapping[str, str], resume: bool, progress: bool):
         self.folder, self.config, self.robot, self.resume = folder, config, robot, resume
         self.console = Console(stderr=True, quiet=not progress)
-        self.reference = Reference.load(folder / "reference") if resume and (folder / "reference").is_dir() else None
+        saved = SavedRun.load(folder) if resume else None
+        self.reference, self.renderer = (saved.reference, saved.renderer) if saved else (None, None)
         self._metrics: MetricsLog | None = None
         self._checkpoints: Checkpoints | None = None
         self._bar: Progress | None = None
         self._said = time.perf_counter()
+        self._overflowed = False
 
     @classmethod
     def open(cls, output: str | Path | None, config: Config, env: Any, *, resume: bool, progress: bool) -> "Run":
@@ -63,14 +66,14 @@ class Run:
             )
         return cls(folder, config, robot, resume, progress)
 
-    def start(self, reference: Reference | None) -> None:
+    def start(self, reference: Reference | None, renderer: str | None) -> None:
         """Writes what is known before training, once everything that the user gave has been found good."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.resume:
             save_config(self.config, self.folder / "config.json")
-            about = {**self.robot, "versions": versions(), "device": device_name()}
+            about = {**self.robot, "renderer": renderer, "versions": versions(), "device": device_name()}
             (self.folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")
         if reference is not None:
             reference.save(self.folder / "reference", overwrite=True)
@@ -103,6 +106,13 @@ class Run:
         """One row of metrics behind each compiled call."""
         if self._metrics is not None:
             self._metrics.write(step, {**metrics, "sps": sps})
+        if metrics.get(OVERFLOW, 0.0) > 0 and not self._overflowed:
+            self._overflowed = True
+            margin = self.config.env.buffer_margin
+            self.say(
+                f"warning: contacts did not fit into the buffers of Warp's physics in {metrics[OVERFLOW]:.1%} of the "
+                f"steps and were lost; start again with --buffer-margin {2 * margin:g}"
+            )
         parts = [f"{sps:,.0f} steps/s"]
         if "episode_return" in metrics:
             parts.append(f"return {metrics['episode_return']:.1f}")
@@ -181,6 +191,7 @@ class SavedRun:
     fingerprint: str
     config: Config
     reference: Reference | None
+    renderer: str | None  # what drew; decided when the run began where the settings say "auto"
 
     @classmethod
     def load(cls, folder: str | Path) -> "SavedRun":
@@ -192,13 +203,13 @@ class SavedRun:
         folder = Path(folder)
         try:
             about = json.loads((folder / "run.json").read_text())
-            robot, fingerprint = about["robot"], about["fingerprint"]
+            robot, fingerprint, renderer = about["robot"], about["fingerprint"], about.get("renderer")
         except (OSError, json.JSONDecodeError, KeyError):
             raise ValueError(
                 f"run: expected a folder that `nil-jax train -o` made, got {folder}; it has no readable run.json"
             ) from None
         reference = Reference.load(folder / "reference") if (folder / "reference").is_dir() else None
-        return cls(folder, robot, fingerprint, load_config(folder / "config.json"), reference)
+        return cls(folder, robot, fingerprint, load_config(folder / "config.json"), reference, renderer)
 
     def learner(self, template: Any) -> Any:
         """The newest learner state, in the structure of `template`."""
@@ -224,6 +235,8 @@ class SavedRun:
         config = self.config.train
         encoder = load_encoder(config.encoder, config.encoder_pooling) if config.encoder else None
         env = ImitationEnv(robot, self.reference, self.config.reward, encoder)
+        if self.renderer is not None:
+            env = env.with_renderer(self.renderer)
         actor_critic = make_program(env, self.config).actor_critic
         template = actor_critic.init(jax.random.key(config.seed))
         learners = {"policy": self.learner(template), "untrained policy": template}

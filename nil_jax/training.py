@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from nil_jax import evaluation
+from nil_jax.capacity import check_memory, with_fastest_renderer
 from nil_jax.config import Config
 from nil_jax.envs import AutoResetWrapper, Env, State
 from nil_jax.learning import (
@@ -198,8 +199,9 @@ def train(
     reference = _reference(env, ref_video, config, source_fps, run)
     if reference is not None and encoder is not None:
         reference = with_embeddings(reference, encoder)
-    program = make_program(ImitationEnv(env, reference, config.reward, encoder), config)
-    run.start(reference)
+    imitation = _checked(ImitationEnv(env, reference, config.reward, encoder), config, run)
+    program = make_program(imitation, config)
+    run.start(reference, imitation.renderer_kind)
     try:
         return _train(program, config, run)
     except KeyboardInterrupt:
@@ -233,6 +235,14 @@ def _reference(env: Env, ref_video: Any, config: Config, source_fps: float | Non
         )
         run.say(f"first-frame IoU {iou:.2f}{doubt}")
     return given
+
+
+def _checked(env: ImitationEnv, config: Config, run: Run) -> ImitationEnv:
+    """Refuses what does not fit into memory; picks the renderer."""
+    policies = 2 + len(evaluation.controls(env.action_size))  # trained and untrained ones beside their controls
+    check_memory(env, config.train.num_envs)
+    check_memory(env, policies * config.train.num_eval_envs, "num_eval_envs", policies)
+    return with_fastest_renderer(env, config.train.num_envs, run.say, run.renderer)
 
 
 def _check_same_clip(reference: Reference | None, given: Any, source_fps: float | None) -> None:

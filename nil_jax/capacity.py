@@ -1,0 +1,126 @@
+"""Before a run: do its pictures fit into memory, and which renderer is the faster one here?
+
+Axes: N environments.
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from mujoco.mjx import warp as mjx_warp
+
+from nil_jax.rollout import ImitationEnv
+
+MASK_BYTES = 2 + 8 + 26  # a pixel's bytes: robot and reference, their coverage in float32, the renderer's work
+FRAME_BYTES = 3 + 40  # colours, the renderer's work
+CLIP_COPIES = 4  # of the frames that an encoder sees: running and first states, and both again while a step is written
+RENDERERS = ("jax", "warp")
+CALLS = 3  # timed calls of each renderer; the fastest counts
+
+
+def picture_bytes(num_envs: int, height: int, width: int, *, frame_size: int = 0, num_frames: int = 0) -> int:
+    """Estimates the memory that pictures take at a reward tick: masks, frames, clips and the renderer's work.
+
+    The encoder's activations, the physics and the learner come on top.
+
+    Args:
+        num_envs: environments that are drawn at once.
+        height: of a mask, px.
+        width: of a mask, px.
+        frame_size: side of the frames for the encoder, px; 0 without one.
+        num_frames: frames of the encoder's clip.
+    """
+    clips = CLIP_COPIES * 3 * num_frames
+    return num_envs * (MASK_BYTES * height * width + (FRAME_BYTES + clips) * frame_size**2)
+
+
+def check_memory(env: ImitationEnv, num_envs: int, setting: str = "num_envs", per_setting: int = 1) -> None:
+    """Refuses more pictures than the device, or the host if that is where JAX computes, has memory for.
+
+    Args:
+        env: what is to be drawn.
+        num_envs: environments that are drawn at once.
+        setting: the field to change, for the message.
+        per_setting: environments that one unit of that field stands for.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    available = device_bytes()
+    if env.reference is None or available is None:
+        return
+    height, width = env.reference.masks.shape[1:]
+    sizes = {} if env.encoder is None else {"frame_size": env.encoder.image_size, "num_frames": env.encoder.num_frames}
+    needed = picture_bytes(num_envs, height, width, **sizes)
+    if needed > available:
+        fitting = max(1, num_envs * available // needed // per_setting)
+        raise ValueError(
+            f"{setting}: expected pictures that fit into the {available / 1e9:.3g} GB of {jax.devices()[0]}, got about "
+            f"{needed / 1e9:.3g} GB for {num_envs} environments at once; type: --{setting.replace('_', '-')} {fitting}"
+        )
+
+
+def device_bytes() -> int | None:
+    """Memory that JAX may use on its first device; on a CPU that of the machine; None where it is unknown."""
+    found = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    if found is None and jax.devices()[0].platform == "cpu" and hasattr(os, "sysconf"):
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return found
+
+
+def with_fastest_renderer(
+    env: ImitationEnv, num_envs: int, say: Callable[[str], None], known: str | None = None
+) -> ImitationEnv:
+    """The environment with the renderer that its settings ask for.
+
+    Under "auto" both draw the start pose a few times, and the faster one is taken, where Warp may be that: on a GPU if
+    it is installed, and with its own physics. Elsewhere it is JAX's.
+
+    Args:
+        env: with any renderer.
+        num_envs: environments that will be drawn at once.
+        say: takes one line with both times.
+        known: what was found before, by the run that goes on.
+    """
+    config = getattr(env.env, "config", None)
+    if env.reference is None or config.renderer != "auto":
+        return env
+    if config.physics != "warp" and not (jax.default_backend() == "gpu" and mjx_warp.WARP_INSTALLED):
+        return env
+    if known is not None:
+        return env.with_renderer(known)
+    seconds = {kind: _seconds_per_look(env.with_renderer(kind), num_envs) for kind in RENDERERS}
+    fastest = min(seconds, key=lambda kind: seconds[kind])
+    rates = ", ".join(f"{kind} {num_envs / value:,.0f}" for kind, value in seconds.items())
+    say(f"renderer: {rates} looks per second at {num_envs} environments; taking {fastest}")
+    return env.with_renderer(fastest)
+
+
+def _seconds_per_look(env: ImitationEnv, num_envs: int) -> float:
+    """Time of one look at all robots in their start pose."""
+    data = mujoco.MjData(env.env.mj_model)
+    data.qpos[:] = env.env.start_qpos
+    mujoco.mj_kinematics(env.env.mj_model, data)
+    poses = data.geom_xpos, data.geom_xmat.reshape(-1, 3, 3), data.qpos[:3] * [1, 0, 0]
+    inputs = [jnp.asarray(np.broadcast_to(pose, (num_envs, *pose.shape)), jnp.float32) for pose in poses]
+    height, width = env.reference.masks.shape[1:]
+
+    @jax.jit
+    def look(*inputs):
+        masks = env.renderer.masks(*inputs, height=height, width=width)
+        if env.encoder is None:
+            return masks
+        size = env.encoder.image_size
+        return masks, env.renderer.pictures(*inputs, height=size, width=size)
+
+    jax.block_until_ready(look(*inputs))
+    seconds = []
+    for _ in range(CALLS):
+        started = time.perf_counter()
+        jax.block_until_ready(look(*inputs))
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

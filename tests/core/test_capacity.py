@@ -1,0 +1,85 @@
+"""What is decided before a run: whether its pictures fit into memory, and which renderer draws."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import nil_jax
+from nil_jax import capacity, envs
+from nil_jax.envs import EnvConfig
+from nil_jax.rendering import make_scene, render_masks
+
+# The estimate must not fall short of what XLA plans for the masks, and it also counts what the reward does with them.
+MOST_TOO_HIGH = 40.0
+
+
+@pytest.fixture(scope="module")
+def warp_env(tiny_path, tiny_reference):
+    return nil_jax.ImitationEnv(envs.make(tiny_path, physics="warp"), tiny_reference)
+
+
+def test_the_estimate_covers_what_the_compiler_plans(tiny_env, tiny_reference):
+    num_envs, size = 64, 64
+    scene, camera = make_scene(tiny_env.mj_model, tiny_env.robot_geom_ids), tiny_reference.camera
+    shapes = [(num_envs, *shape) for shape in ((tiny_env.mj_model.ngeom, 3), (tiny_env.mj_model.ngeom, 3, 3), (3,))]
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    draw = jax.jit(lambda x, r, t: render_masks(scene, x, r, camera, t, height=size, width=size))
+    planned = draw.lower(*inputs).compile().memory_analysis()
+    planned = planned.temp_size_in_bytes + planned.output_size_in_bytes
+    assert planned <= capacity.picture_bytes(num_envs, size, size) <= MOST_TOO_HIGH * planned
+
+
+def test_frames_and_clips_count():
+    masks = capacity.picture_bytes(2, 10, 20)
+    assert capacity.picture_bytes(4, 10, 20) == 2 * masks
+    clip = capacity.picture_bytes(2, 10, 20, frame_size=8, num_frames=5) - masks
+    assert clip > 2 * 5 * 8 * 8 * 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_envs": 4096, "num_timesteps": 10_000}, r"num_envs: expected .* 0.01 GB .*; type: --num-envs 271$"),
+        ({"num_eval_envs": 4096}, r"num_eval_envs: expected .* 16384 environments .*; type: --num-eval-envs 67$"),
+    ],
+)
+def test_pictures_that_do_not_fit_are_refused_before_anything_is_written(
+    tiny_env, tiny_reference, tmp_path, monkeypatch, settings, message
+):
+    monkeypatch.setattr(capacity, "device_bytes", lambda: 10_000_000)
+    with pytest.raises(ValueError, match=message):
+        nil_jax.train(tiny_env, tiny_reference, output=tmp_path / "run", progress=False, **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_memory_of_this_machine_is_known():
+    assert 1e8 < capacity.device_bytes() < 1e14
+
+
+@pytest.mark.parametrize("fastest", capacity.RENDERERS)
+def test_auto_takes_the_faster_renderer_and_says_both_times(warp_env, monkeypatch, fastest):
+    seconds = {kind: 1.0 if kind == fastest else 2.0 for kind in capacity.RENDERERS}
+    monkeypatch.setattr(capacity, "_seconds_per_look", lambda env, num_envs: seconds[env.renderer_kind])
+    said = []
+    chosen = capacity.with_fastest_renderer(warp_env, 100, said.append)
+    assert chosen.renderer_kind == fastest
+    rates = {"jax": "jax 100, warp 50", "warp": "jax 50, warp 100"}[fastest]
+    assert said == [f"renderer: {rates} looks per second at 100 environments; taking {fastest}"]
+
+
+def test_auto_really_draws_with_both(warp_env):
+    said = []
+    chosen = capacity.with_fastest_renderer(warp_env, 8, said.append)
+    assert chosen.renderer_kind in capacity.RENDERERS and len(said) == 1
+    assert capacity.with_fastest_renderer(warp_env, 8, said.append, known="warp").renderer_kind == "warp"
+    assert len(said) == 1  # a run that goes on measures nothing
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [(EnvConfig(), "jax"), (EnvConfig(renderer="warp"), "warp"), (EnvConfig(physics="warp", renderer="jax"), "jax")],
+)
+def test_a_renderer_that_is_named_is_taken_without_measuring(tiny_path, tiny_reference, monkeypatch, config, expected):
+    monkeypatch.setattr(capacity, "_seconds_per_look", None)
+    env = nil_jax.ImitationEnv(envs.make(tiny_path, config), tiny_reference)
+    assert capacity.with_fastest_renderer(env, 8, print).renderer_kind == expected
