@@ -2,9 +2,11 @@
 
     python benchmarks/render.py [--quick | --full] [--json FILE] [--meshes MJCF]
 
-The peer is `mjx.refit_bvh` and `mjx.render_with_segmentation`; without Warp (`pip install -e ".[warp]"`) it is left
-out. No row counts the kinematics. Compile time is a row of its own. Memory is what XLA plans for, without inputs and
-pictures.
+The first peer is `mjx.refit_bvh` and `mjx.render_with_segmentation`; without Warp (`pip install -e ".[warp]"`) it is
+left out. The second is MuJoCo's own renderer, one pose after the other; it needs OpenGL without a screen (`looks.py`
+says how) and is left out as well where there is none. No row counts the kinematics. Compile time is a row of its own.
+Memory is what XLA plans for, without inputs and pictures. The bound is the rate at which every ray would be tried
+against every geom at the speed of a matrix product: what is above it comes from not trying.
 """
 
 import importlib.util
@@ -20,6 +22,7 @@ from mujoco import mjx
 
 import nil_jax
 from nil_jax.rendering import make_scene, render, render_masks, side_camera
+from nil_jax.rendering.geometry import KINDS
 
 CASES = {  # robot, pixels, environments
     "quick": [("h1", 64, 64), ("h1", 64, 256), ("h1", 128, 64), ("meshes", 64, 64)],
@@ -30,6 +33,7 @@ CASES = {  # robot, pixels, environments
     ],
 }
 EMBEDDED = Path(nil_jax.envs.__file__).parent / "assets" / "unitree_h1.xml"
+OPENGL_POSES = 32  # drawn one after the other: more would only take longer
 CAMERA = {"distance": 3.0, "height": 0.9, "focal": 1.3}  # m, m, image heights
 
 
@@ -104,6 +108,48 @@ def warp(model: mujoco.MjModel, size: int, qpos: np.ndarray) -> float:
     return len(qpos) / seconds
 
 
+def opengl(model: mujoco.MjModel, size: int, qpos: np.ndarray) -> float | None:
+    """MuJoCo's renderer: frames of RGB and segmentation per second; None without OpenGL."""
+    try:
+        renderer = mujoco.Renderer(model, size, size)
+    except Exception as error:  # whatever the machine's OpenGL libraries say
+        print(f"without MuJoCo's renderer: {error}")
+        return None
+    poses = []
+    for pose in qpos[:OPENGL_POSES]:
+        data = mujoco.MjData(model)
+        data.qpos[:] = pose
+        mujoco.mj_forward(model, data)
+        poses.append(data)
+
+    def draw_all() -> int:
+        shown = 0
+        for data in poses:
+            renderer.update_scene(data, camera="side")
+            renderer.disable_segmentation_rendering()
+            renderer.render()
+            renderer.enable_segmentation_rendering()
+            shown += (renderer.render()[..., 0] >= 0).any()
+        return int(shown)
+
+    with renderer:
+        assert draw_all() == len(poses), "the peer does not see the robot"
+        return len(poses) / common.best_seconds(draw_all)
+
+
+def bound(env: nil_jax.envs.RobotEnv, size: int) -> float:
+    """Masks per second if every ray were tried against every geom at the flops of a matrix product."""
+    matrix = jnp.ones((2048, 2048))
+    product = jax.jit(lambda a: a @ a).lower(matrix).compile()
+    flops_per_second = 2 * 2048**3 / common.best_seconds(product, matrix)
+    flops, pixels = 0.0, (jnp.zeros((1, 1, size)), jnp.zeros((1, size, 1)))
+    for group in make_scene(env.mj_model, env.robot_geom_ids).groups:
+        kind, parameters = KINDS[group.kind], jnp.asarray(group.parameters[:1])[None]
+        surfaces = jax.tree.map(lambda leaf: leaf[0], kind.prepare(jnp.ones((1, 1, 4, 4)), parameters))
+        flops += len(group.geom) * jax.jit(kind.covers).lower(surfaces, *pixels).compile().cost_analysis()["flops"]
+    return flops_per_second / flops
+
+
 def main() -> None:
     """Prints the rows."""
     command = common.parser(__doc__.splitlines()[0])
@@ -118,12 +164,16 @@ def main() -> None:
         path = EMBEDDED if robot == "h1" else options.meshes
         env = nil_jax.envs.make(path)
         qpos = random_poses(env, count)
-        peer = ("MJX-Warp, RGB + seg.", warp(with_camera(path), size, qpos)) if has_warp else (None, None)
+        model = with_camera(path)
+        peer = ("MJX-Warp, RGB + seg.", warp(model, size, qpos)) if has_warp else (None, None)
         for product, (rate, compile_seconds, per_pixel) in ours(env, size, qpos).items():
             name = f"{product}, {robot}, {size} px, {count} envs"
             rows.append(common.row(name, rate, "frames/s", *peer))
             rows.append(common.row(f"{name}: compile", compile_seconds, "s"))
             rows.append(common.row(f"{name}: memory", per_pixel, "bytes/pixel"))
+        rows.append(common.row(f"bound of masks, {robot}, {size} px", bound(env, size), "frames/s"))
+        if second := opengl(model, size, qpos):
+            rows.append(common.row(f"{name}, beside OpenGL", rate, "frames/s", "MuJoCo, OpenGL", second))
     common.write(rows, options.json)
 
 

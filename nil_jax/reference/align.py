@@ -3,7 +3,8 @@
 The cross-entropy method: hundreds of candidates (camera scale, offset and distance, base pitch, joints that turn about
 the axis across the picture) are rendered at once and compared with the frame's mask; the best few set where to sample
 next. A side view says little about the other joints, which keep their angles. Which leg is left and which is right
-shows only in the perspective: both are tried, and the fit may choose wrongly. The robot is taken to face right.
+shows only in the perspective: both are tried, and the fit may choose wrongly. The robot is taken to face right;
+`faces_left` tells beforehand whether it does not.
 
 Axes: N candidates, P parameters, L levels of coarseness, H rows, W columns.
 """
@@ -22,14 +23,14 @@ from jaxtyping import Array, Bool, Float
 from nil_jax import envs
 from nil_jax.rendering import Camera, make_scene, render_masks, side_camera
 
-SCALE, RIGHT, DOWN, DISTANCE, PITCH, JOINTS = range(
-    6
-)  # parameters: log, image heights twice, log, rad, rad from here on
+# Parameters: log, image heights twice, log, rad, rad from here on.
+SCALE, RIGHT, DOWN, DISTANCE, PITCH, JOINTS = range(6)
 SPREAD_CAMERA = (0.08, 0.03, 0.03, 0.3, 0.1)  # standard deviations at the start, of the parameters before the joints
 SPREAD_JOINTS = 0.35  # rad
 ROBOT_SIZES = 3.0  # distance of the camera before it is fitted
 LEVELS = (1, 2, 4, 8)  # pixels a side of the blocks over which masks are averaged before they are compared
 CANDIDATES, ELITES, DRAWS = 256, 32, 1024
+FACING_ITERATIONS, FACING_MARGIN = 10, 0.03  # of a search each way; score by which facing left must be better
 PRIOR = 0.02  # score lost where distance, pitch and joints are one spread away from the env's start, all of them
 
 
@@ -65,15 +66,39 @@ def fit_start(
     Raises:
         ValueError: The mask is empty.
     """
-    if not mask.any():
-        raise ValueError("mask: expected the robot in the first frame, got an empty mask; check the clip")
-    problem, rng = _Problem(env, mask), np.random.default_rng(seed)
+    problem, rng = _problem(env, mask), np.random.default_rng(seed)
     found = []
     for index, start in enumerate(_starts(problem, rng, num_starts)):
         report = partial(_report, progress, index, num_starts)
         found.append(_search(problem, rng, start, iterations, report))
     best, _ = max(found, key=lambda pair: pair[1])
     return problem.alignment(best)
+
+
+def faces_left(env: Any, mask: Bool[np.ndarray, "H W"], *, seed: int = 0) -> bool:
+    """Whether the mirror image of a mask is clearly more like the robot, seen from its right, than the mask itself.
+
+    Args:
+        env: From `nil_jax.envs.make`.
+        mask: Robot in the first frame.
+        seed: Of the candidates.
+
+    Raises:
+        ValueError: The mask is empty.
+    """
+    return _rough_score(env, mask[:, ::-1], seed) > _rough_score(env, mask, seed) + FACING_MARGIN
+
+
+def _rough_score(env: Any, mask: Bool[np.ndarray, "H W"], seed: int) -> float:
+    problem, rng = _problem(env, mask), np.random.default_rng(seed)
+    found = [_search(problem, rng, start, FACING_ITERATIONS, lambda part: None) for start in _starts(problem, rng, 2)]
+    return max(score for _, score in found)
+
+
+def _problem(env: Any, mask: Bool[np.ndarray, "H W"]) -> "_Problem":
+    if not mask.any():
+        raise ValueError("mask: expected the robot in the first frame, got an empty mask; check the clip")
+    return _Problem(env, mask)
 
 
 def _report(progress: Callable[[float], None] | None, index: int, number: int, part: float) -> None:

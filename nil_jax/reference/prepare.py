@@ -12,14 +12,14 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from nil_jax.reference.align import fit_start
+from nil_jax.reference.align import faces_left, fit_start
 from nil_jax.reference.segment import crop, segment_uniform, square_crop
 from nil_jax.reference.video import Video, interpolate_masks, read_video, tick_times
 from nil_jax.rendering import Camera
@@ -155,6 +155,7 @@ class ReferenceConfig:
     frame_size: int = 224
     loop: bool = False  # the clip is a cycle
     speed: float = 1.0  # 2.0 plays the clip twice as fast: for clips in slow motion
+    facing: Literal["auto", "right", "left"] = "auto"  # of the robot in the clip; one that faces left is mirrored
 
     def __post_init__(self):
         for name, low, high in (
@@ -165,6 +166,8 @@ class ReferenceConfig:
         ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}: expected a number from {low} to {high}, got {getattr(self, name)}")
+        if self.facing not in ("auto", "right", "left"):
+            raise ValueError(f'facing: expected "auto", "right" or "left", got {self.facing!r}')
 
 
 def prepare_reference(
@@ -205,6 +208,9 @@ def prepare_reference(
     frames[~source_masks] = 255
     frames = np.stack([resized(frame, config.frame_size) for frame in frames])[shown]
     report("align", 0.0)
+    mirrored = config.facing == "left" or (config.facing == "auto" and faces_left(env, masks[0]))
+    if mirrored:
+        frames, masks = (np.ascontiguousarray(part[:, :, ::-1]) for part in (frames, masks))
     fit = fit_start(env, masks[0], progress=lambda part: report("align", part))
     provenance = {
         "robot": env.spec.name,
@@ -216,6 +222,7 @@ def prepare_reference(
         "source_size": [video.frames.shape[2], video.frames.shape[1]],
         "source_shortened": video.shortened,
         "crop": list(square),
+        "mirrored": mirrored,
         "segmentation": "uniform",
         "first_frame_iou": round(fit.iou, 4),
         "nil_jax": importlib.metadata.version("nil-jax"),
@@ -241,7 +248,9 @@ def clip_at_ticks(video: Video, reference: Reference) -> UInt8[np.ndarray, "T S 
     made = reference.provenance
     config = ReferenceConfig(**{f.name: made[f.name] for f in fields(ReferenceConfig)})
     shown = np.round(_times(video, config)).astype(int) % len(video.frames)
-    return np.stack([resized(f, config.frame_size) for f in crop(video.frames[shown], tuple(made["crop"]), 255)])
+    frames = crop(video.frames[shown], tuple(made["crop"]), 255)
+    frames = frames[:, :, ::-1] if made["mirrored"] else frames
+    return np.stack([resized(frame, config.frame_size) for frame in frames])
 
 
 def _masks_at(

@@ -18,7 +18,9 @@ from nil_jax.rendering.camera import PRECISE, Camera, depth_of, lens
 from nil_jax.rendering.geometry import KINDS, Seen, Surfaces, local_lens
 from nil_jax.rendering.scene import Group, Scene
 from nil_jax.rendering.shading import Vector, shade, unit
-from nil_jax.rendering.tiles import Grid, for_tiles, for_touched, touched
+from nil_jax.rendering.tiles import TILE, Grid, for_tiles, for_touched, touched
+
+SMALL_TILE, SMALL_IMAGE = 8, 96  # px: where colours are drawn in smaller tiles
 
 
 @jax.tree_util.register_dataclass
@@ -56,7 +58,7 @@ def render(
     Raises:
       ValueError: a size that is not positive.
     """
-    grid = Grid(geom_xpos.shape[0], height, width)
+    grid = Grid(geom_xpos.shape[0], height, width, SMALL_TILE if max(height, width) <= SMALL_IMAGE else TILE)
     matrix = _lens(camera, grid)
     blank = jnp.zeros(grid.shape)
     state = Seen(blank, blank, blank), jnp.full(grid.shape, -1, jnp.int32)

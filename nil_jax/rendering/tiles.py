@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nil_jax.rendering.camera import PRECISE, check_size, image_plane
 
-TILE, SMALL_TILE, SMALL_IMAGE = 16, 8, 96  # px: small tiles waste less, large ones amortise more
+TILE = 16  # px
 NEAR = 1e-3  # m: a geom that comes closer to the camera's plane is tried everywhere
 MARGIN = 0.01  # tiles: beyond any rounding of a projected corner
 CHUNK_PIXELS = {"cpu": 2**14}  # what a core's cache holds; elsewhere as many as keep the device busy
@@ -35,14 +35,10 @@ class Grid:
     num_envs: int
     height: int
     width: int
+    tile: int = TILE  # P, px: small ones waste less, large ones amortise more
 
     def __post_init__(self):
         check_size(self.height, self.width)
-
-    @property
-    def tile(self) -> int:
-        """P, px."""
-        return SMALL_TILE if max(self.height, self.width) <= SMALL_IMAGE else TILE
 
     @property
     def shape(self) -> tuple[int, int, int]:

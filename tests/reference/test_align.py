@@ -7,7 +7,7 @@ import pytest
 
 from nil_jax import envs
 from nil_jax.reference import fit_start, read_video, segment_uniform
-from nil_jax.reference.align import mirror_joints, nominal_camera, sagittal_joints, soft_iou
+from nil_jax.reference.align import faces_left, mirror_joints, nominal_camera, sagittal_joints, soft_iou
 from nil_jax.reference.prepare import resized
 from nil_jax.reference.segment import crop, square_crop
 from nil_jax.rendering import Camera, pixel_rays
@@ -105,6 +105,18 @@ def test_a_known_camera_and_pose_are_recovered(biped, seed):
     assert (fit.start_qpos[7:] >= low - 1e-6).all() and (fit.start_qpos[7:] <= high + 1e-6).all()
     assert abs(float(biped.lowest_point(*envs.forward_kinematics(biped.mjx_model, jnp.asarray(fit.start_qpos))))) < 1e-4
     assert parts == sorted(parts) and parts[-1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_robot_that_faces_left_is_told_from_one_that_faces_right(biped, seed):
+    rng = np.random.default_rng(seed)
+    qpos = np.array(biped.start_qpos)
+    for side in ("left", "right"):
+        qpos[7 + biped.joint_names.index(f"{side}_hip")] = rng.uniform(-0.4, 0.4)
+        qpos[7 + biped.joint_names.index(f"{side}_knee")] = rng.uniform(0.2, 0.7)
+    mask = ray_mask(biped, qpos, nominal_camera(biped.mj_model, biped.start_qpos, biped.robot_geom_ids))
+    assert not faces_left(biped, mask)
+    assert faces_left(biped, mask[:, ::-1])
 
 
 def test_an_empty_mask_cannot_be_fitted(biped):
