@@ -132,7 +132,7 @@ def prepare(
     encoder_pooling: Literal["cls", "mean"] = "cls",
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> None:
-    """Turn a clip into a reference: masks, fitted camera and start pose, embeddings, and a preview to look at.
+    """Turn a clip into a reference: masks, fitted camera and start pose, a verdict, and a preview to look at.
 
     Args:
         robot: name or path of an MJCF file.
@@ -144,7 +144,7 @@ def prepare(
         json_output: print one JSON object on standard output.
     """
     from nil_jax.envs import make
-    from nil_jax.reference import prepare_reference, read_video, write_preview
+    from nil_jax.reference import in_words, prepare_reference, read_video, write_preview
     from nil_jax.rewards import load_encoder
 
     _check_new(output)
@@ -160,10 +160,9 @@ def prepare(
         )
     reference.save(output)
     write_preview(output / "preview.mp4", reference, env, clip)
-    made = dict(reference.provenance) | {
-        "ticks": len(reference.masks),
-        "duration": len(reference.masks) / reference.fps,
-    }
+    verdict = reference.provenance["verdict"]
+    length = {"ticks": len(reference.masks), "duration": len(reference.masks) / reference.fps}
+    made = dict(reference.provenance) | verdict | length
     if json_output:
         print(json.dumps(made))
     else:
@@ -172,6 +171,7 @@ def prepare(
             f"{made['first_frame_iou']:.2f}; look at {output / 'preview.mp4'}",
             highlight=False,
         )
+        ERR.print(f"{output}: {in_words(verdict)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def train(

@@ -29,14 +29,13 @@ from nil_jax.learning import (
     make_policy,
     make_replay,
 )
-from nil_jax.reference import Reference, Video, is_reference, prepare_reference, read_video, with_embeddings
+from nil_jax.reference import Reference, Video, in_words, is_reference, prepare_reference, read_video, with_embeddings
 from nil_jax.report import PANEL, write_comparison
 from nil_jax.rewards import Encoder, load_encoder
 from nil_jax.rollout import ImitationEnv, collect
 from nil_jax.run import Run
 from nil_jax.types import Transition
 
-USABLE_IOU = 0.8  # of robot and clip in the first frame; below it, camera or start pose were probably not found
 CALLS = 200  # the compiled loop returns to the host about this often in a run, to show progress and to log
 
 
@@ -228,12 +227,11 @@ def _reference(env: Env, ref_video: Any, config: Config, source_fps: float | Non
         with run.stage("reference") as progress:
             settings = dataclasses.asdict(config.reference)
             given = prepare_reference(env, given, source_fps=source_fps, progress=progress, **settings)
-    iou = given.provenance.get("first_frame_iou") if given is not None else None
-    if iou is not None:
-        doubt = (
-            "" if iou >= USABLE_IOU else "; that is low: does the clip show this robot? (see the preview of prepare)"
-        )
-        run.say(f"first-frame IoU {iou:.2f}{doubt}")
+    made = given.provenance if given is not None else {}
+    if "first_frame_iou" in made:
+        run.say(f"first-frame IoU {made['first_frame_iou']:.2f}")
+    if "verdict" in made and made["verdict"]["verdict"] != "good":
+        run.say(f"warning: the clip is {in_words(made['verdict'])} (see the preview of nil-jax prepare)")
     return given
 
 

@@ -6,6 +6,7 @@ from nil_jax.reference.prepare import Reference, ReferenceConfig, is_reference, 
 from nil_jax.reference.preview import write_preview
 from nil_jax.reference.segment import segment_uniform
 from nil_jax.reference.start_frame import start_frame
+from nil_jax.reference.verdict import Verdict, in_words, judge
 from nil_jax.reference.video import Video, read_video, write_video
 
 __all__ = [
@@ -13,12 +14,15 @@ __all__ = [
     "GenerateConfig",
     "Reference",
     "ReferenceConfig",
+    "Verdict",
     "Video",
     "first_look",
     "fit_start",
     "generate_clip",
     "generate_reference",
+    "in_words",
     "is_reference",
+    "judge",
     "prepare_reference",
     "read_video",
     "segment_uniform",

@@ -104,18 +104,12 @@ def generate_reference(
 
 
 def first_look(env: envs.RobotEnv, video: Video) -> Mapping[str, float]:
-    """How well a clip seems to show the robot: `score = first_frame_iou * stability`, each in [0, 1].
+    """How well a clip shows the robot: score and parts of its verdict (see `reference.verdict`), each in [0, 1].
 
-    `first_frame_iou` is that of the fitted start pose. `stability` is the mean over frames of the ratio between the
-    mask's area and the median area, the smaller over the larger: melting limbs, a robot that grows or fades and frames
-    without one lower it. Whether the robot walks is not asked: one that stands still may win.
+    Whether the robot walks is not asked: one that stands still may win.
     """
-    reference = prepare_reference(env, video, mask_size=RANKING_SIDE, frame_size=RANKING_SIDE)
-    areas = reference.masks.mean((1, 2))
-    middle = np.median(areas)
-    stability = float(np.mean(np.minimum(areas, middle) / np.maximum(np.maximum(areas, middle), 1e-6)))
-    iou = float(reference.provenance["first_frame_iou"])
-    return {"score": iou * stability, "first_frame_iou": iou, "stability": stability}
+    verdict = prepare_reference(env, video, mask_size=RANKING_SIDE, frame_size=RANKING_SIDE).provenance["verdict"]
+    return {"score": verdict["score"]} | verdict["parts"]
 
 
 def _print(line: str) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from nil_jax.reference.align import faces_left, fit_start
 from nil_jax.reference.segment import crop, segment_uniform, square_crop
+from nil_jax.reference.verdict import judge
 from nil_jax.reference.video import Video, interpolate_masks, read_video, tick_times
 from nil_jax.rendering import Camera
 from nil_jax.rewards import Encoder, clip_indices, embed_clips
@@ -179,7 +180,7 @@ def prepare_reference(
     progress: Callable[[str, float], None] | None = None,
     **settings: Any,
 ) -> Reference:
-    """From a clip to a Reference: reads, segments, resamples, fits camera and start pose, embeds.
+    """From a clip to a Reference: reads, segments, resamples, fits camera and start pose, judges the clip, embeds.
 
     Args:
         env: The robot, from `nil_jax.envs.make`.
@@ -204,14 +205,15 @@ def prepare_reference(
     source_masks = crop(source_masks, square, False)
     masks = _masks_at(source_masks, times, config)
     shown = np.round(times).astype(int) % len(video.frames)
-    frames = crop(video.frames, square, 255)
-    frames[~source_masks] = 255
-    frames = np.stack([resized(frame, config.frame_size) for frame in frames])[shown]
+    pictures = crop(video.frames, square, 255)
+    pictures[~source_masks] = 255
+    frames = np.stack([resized(picture, config.frame_size) for picture in pictures])[shown]
     report("align", 0.0)
     mirrored = config.facing == "left" or (config.facing == "auto" and faces_left(env, masks[0]))
     if mirrored:
         frames, masks = (np.ascontiguousarray(part[:, :, ::-1]) for part in (frames, masks))
     fit = fit_start(env, masks[0], progress=lambda part: report("align", part))
+    verdict = judge(pictures, source_masks, video.fps * config.speed, first_frame_iou=fit.iou, loop=config.loop)
     provenance = {
         "robot": env.spec.name,
         "fingerprint": env.fingerprint,
@@ -225,6 +227,7 @@ def prepare_reference(
         "mirrored": mirrored,
         "segmentation": "uniform",
         "first_frame_iou": round(fit.iou, 4),
+        "verdict": verdict.as_json(),
         "nil_jax": importlib.metadata.version("nil-jax"),
         **asdict(config),
         **({"generated": dict(video.origin)} if video.origin else {}),

@@ -69,14 +69,17 @@ def test_prepare_makes_a_reference_that_train_takes(tiny_path, clip, tmp_path, c
     assert run("prepare", tiny_path, clip, "-o", made, "--mask-size", "32", "--frame-size", "32", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ticks"] == 21 and report["first_frame_iou"] > 0.8
+    assert report["verdict"] == "good" and 0.7 < report["score"] < 1 and "at worst" in report["reason"]
+    assert report["parts"]["limbs"] == 1.0
     assert (made / "preview.mp4").stat().st_size > 1000
     assert run("train", tiny_path, made, "-o", tmp_path / "run", *TRAIN_FLAGS) == 0
 
 
-def test_prepare_tells_people_how_well_it_fitted(tiny_path, clip, tmp_path, capsys):
+def test_prepare_tells_people_how_well_it_fitted_and_what_it_thinks(tiny_path, clip, tmp_path, capsys):
     assert run("prepare", tiny_path, clip, "-o", tmp_path / "a.ref", "--mask-size", "32", "--frame-size", "32") == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "21 ticks at 25 per second, first-frame IoU" in said
+    assert "a.ref: good as a reference (score 0." in said
 
 
 def test_version_is_that_of_the_package(capsys):

@@ -238,14 +238,13 @@ def test_of_several_clips_the_best_is_kept_and_all_are_listed(wan, tiny_env, dra
 def test_a_robot_that_keeps_its_shape_is_ranked_above_one_that_melts(tiny_env, picture):
     still = np.stack([picture] * 8)
     good = first_look(tiny_env, Video(still, 25.0))
-    assert good["score"] == pytest.approx(good["first_frame_iou"] * good["stability"])
-    assert good["first_frame_iou"] > 0.8 and good["stability"] == 1.0
+    assert good["score"] > 0.7 and good["first_frame"] > 0.6 and good["bulk"] > 0.99
     melting = still.copy()
     top, bottom = np.flatnonzero((picture < 128).any((1, 2)))[[0, -1]]
     for t, cut in enumerate(np.linspace(bottom + 1, (top + bottom) // 2, len(melting)).astype(int)):
         melting[t, cut:] = 255
     bad = first_look(tiny_env, Video(melting, 25.0))
-    assert bad["stability"] < 0.95 and bad["score"] < good["score"]
+    assert bad["score"] < good["score"] - 0.2
 
 
 def test_a_reference_knows_how_its_clip_was_generated(wan, tiny_env, picture, drawn, tmp_path, monkeypatch):

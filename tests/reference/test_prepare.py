@@ -63,6 +63,7 @@ def test_a_prepared_clip_has_one_frame_and_mask_per_tick(robot, reference):
     assert reference.masks.shape == (11, 32, 32)
     assert reference.provenance["first_frame_iou"] > 0.9
     assert (reference.provenance["source_fps"], reference.provenance["source_frames"]) == (30.0, 13)
+    assert reference.provenance["verdict"]["verdict"] == "good"
     dark = reference.frames.mean(-1) < 170
     coarse = np.kron(reference.masks, np.ones((1, 3, 3), bool))
     fine = np.kron(dark, np.ones((1, 2, 2), bool))
