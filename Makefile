@@ -47,7 +47,7 @@ test-slow: wheel
 
 bench: setup
 	mkdir -p build/bench
-	for name in physics render train; do $(BIN)/python benchmarks/$$name.py --quick --json build/bench/$$name.json; done
+	for name in physics render align train; do $(BIN)/python benchmarks/$$name.py --quick --json build/bench/$$name.json; done
 	$(BIN)/python benchmarks/results.py build/bench/*.json > benchmarks/RESULTS.md
 
 clean:
