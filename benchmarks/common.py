@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import platform
-import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -71,16 +70,10 @@ def write(rows: list[dict], path: Path | None) -> None:
 
 
 def best_seconds(compiled: Callable, *arguments: Any) -> float:
-    """Seconds of the fastest of a few calls: others' work on the machine only slows down."""
-    import jax
+    """Seconds of the fastest of a few calls."""
+    from nil_jax.capacity import best_seconds
 
-    jax.block_until_ready(compiled(*arguments))
-    seconds = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return best_seconds(compiled, *arguments, calls=REPEATS)
 
 
 def cpu() -> str:

@@ -129,6 +129,7 @@ def silhouette_iou(
 
 
 def main() -> int:
+    """Prints the rows; 2 where there is no real robot to compare with."""
     import common  # beside this file; imported here so that tests can load the functions above
 
     shared = Path(__file__).resolve().parents[2] / "shared"

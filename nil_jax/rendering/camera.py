@@ -105,20 +105,9 @@ def check_size(height: int, width: int) -> None:
         raise ValueError(f"height, width: expected at least 1 pixel each, got {height} x {width}")
 
 
-def image_plane(column: Array, row: Array, height: int, width: int) -> tuple[Array, Array]:
+def image_plane(column: Array | np.ndarray, row: Array | np.ndarray, height: int, width: int) -> tuple[Array, Array]:
     """Image plane coordinates x and y, in image heights, of the centres of pixels (float32)."""
     return (column + (0.5 - width / 2)) / height, ((height / 2 - 0.5) - row) / height
-
-
-def pixel_grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image plane coordinates of the pixel centres, in image heights: x [1, 1, W] to the right, y [1, H, 1] up.
-
-    Raises:
-      ValueError: a size that is not positive.
-    """
-    check_size(height, width)
-    x, y = image_plane(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32), height, width)
-    return x.reshape(1, 1, width), y.reshape(1, height, 1)
 
 
 def lens(camera: Camera, aspect: float) -> Float[Array, "*n 4 4"]:
@@ -153,9 +142,13 @@ def pixel_rays(camera: Camera, height: int, width: int) -> tuple[Float[Array, "*
     """The rays through the pixel centres: where they start, m around the followed point, and their directions.
 
     A direction has length 1 along the optical axis, so that depth counts its multiples.
+
+    Raises:
+      ValueError: a size that is not positive.
     """
-    x, y = pixel_grid(height, width)
-    points = jnp.stack(jnp.broadcast_arrays(x[0], y[0], np.ones_like(x[0])), axis=-1)
+    check_size(height, width)
+    column, row = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    points = jnp.stack([*image_plane(column, row, height, width), jnp.ones((height, width))], axis=-1)
     matrix = lens(camera, width / height)
     directions = jnp.einsum("...ij,hwj->...hwi", matrix[..., :3, :3], points, precision=PRECISE)
     if not camera.orthographic:

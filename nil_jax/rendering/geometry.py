@@ -29,7 +29,7 @@ Field = Float[Array, "C P P"]
 class Surfaces(NamedTuple):
     """Surfaces `w = m +- sqrt(q)` in image space; leading axes [N, K, S], or [C, S] for one geom in each of C tiles."""
 
-    linear: Array  # [.., 3] m, coefficients of x, y, 1
+    linear: Array  # [.., 3] m, its coefficients of x, y, 1
     square: Array | None  # [.., 6] q, coefficients of x^2, y^2, xy, x, y, 1; None: all S are flat
     outside: Array  # [..] whether the camera is on the outer side
 
@@ -107,7 +107,8 @@ def _flat(s: Surfaces, i: int, x: Array, y: Array) -> Seen:
     return Seen(_linear(s.linear[..., i, :], x, y), s.linear[..., i, 0, None, None], s.linear[..., i, 1, None, None])
 
 
-def _nearer(condition: Array, a: Seen, b: Seen) -> Seen:
+def either(condition: Array, a: Seen, b: Seen) -> Seen:
+    """`a` where the condition holds, `b` elsewhere."""
     return Seen(*(jnp.where(condition, new, old) for new, old in zip(a, b, strict=True)))
 
 
@@ -117,7 +118,7 @@ def _clip(s: Surfaces, indices: range, x: Array, y: Array, low: Array, high: See
         face = _flat(s, i, x, y)
         outside = s.outside[..., i, None, None]
         low = jnp.maximum(low, jnp.where(outside, -FAR, face.nearness))
-        high = _nearer(outside & (face.nearness < high.nearness), face, high)
+        high = either(outside & (face.nearness < high.nearness), face, high)
     return low, high
 
 
@@ -178,7 +179,7 @@ def _capsule(s: Surfaces, x: Array, y: Array) -> Seen:
     seen = _cylinder(s, x, y)
     for i in (3, 4):
         ball = _ellipsoid(s, x, y, i)
-        seen = _nearer(ball.nearness >= seen.nearness, ball, seen)
+        seen = either(ball.nearness >= seen.nearness, ball, seen)
     return seen
 
 

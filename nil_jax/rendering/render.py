@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from nil_jax.rendering.camera import PRECISE, Camera, depth_of, lens
-from nil_jax.rendering.geometry import KINDS, Seen, Surfaces, local_lens
+from nil_jax.rendering.geometry import KINDS, Seen, Surfaces, either, local_lens
 from nil_jax.rendering.scene import Group, Scene
 from nil_jax.rendering.shading import Vector, shade, unit
 from nil_jax.rendering.tiles import TILE, Grid, for_tiles, for_touched, touched
@@ -138,9 +138,7 @@ def _draw(
     seen = KINDS[group.kind].look(_chosen(grid, surfaces, tiles, geom), *grid.pixels(tiles))
     nearer = (seen.nearness > nearest.nearness) & valid[:, None, None]
     number = jnp.asarray(group.geom)[geom][:, None, None]
-    return Seen(*(jnp.where(nearer, n, o) for n, o in zip(seen, nearest, strict=True))), jnp.where(
-        nearer, number, owner
-    )
+    return either(nearer, seen, nearest), jnp.where(nearer, number, owner)
 
 
 def _cover(

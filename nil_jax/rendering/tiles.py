@@ -65,7 +65,7 @@ class Grid:
         return tiles // (self.rows * self.columns)
 
     def pixels(self, tiles: Int[Array, " C"]) -> tuple[Float[Array, "C 1 P"], Float[Array, "C P 1"]]:
-        """Image plane coordinates x, y of the tiles' pixels; conventions of `camera.pixel_grid`."""
+        """Image plane coordinates x, y of the tiles' pixels; conventions of `camera.image_plane`."""
         step = jnp.arange(self.tile)[None]
         column = (tiles % self.columns)[:, None] * self.tile + step
         row = (tiles // self.columns % self.rows)[:, None] * self.tile + step
