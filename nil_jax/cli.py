@@ -130,6 +130,7 @@ def prepare(
     config: OmitArgPrefixes[ReferenceConfig] = ReferenceConfig(),  # noqa: B008 (frozen)
     encoder: str | None = None,
     encoder_pooling: Literal["cls", "mean"] = "cls",
+    masks: Path | None = None,
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Turn a clip into a reference: masks, fitted camera and start pose, a verdict, and a preview to look at.
@@ -141,10 +142,11 @@ def prepare(
         config: settings.
         encoder: folder or Hugging Face id of a TimeSformer, to embed the clip now rather than before training.
         encoder_pooling: how its tokens become one embedding.
+        masks: video or folder of images with a mask for each frame of the clip (bright: robot), of the same size.
         json_output: print one JSON object on standard output.
     """
     from nil_jax.envs import make
-    from nil_jax.reference import in_words, prepare_reference, read_video, write_preview
+    from nil_jax.reference import in_words, prepare_reference, read_masks, read_video, write_preview
     from nil_jax.rewards import load_encoder
 
     _check_new(output)
@@ -155,6 +157,7 @@ def prepare(
             env,
             clip,
             encoder=loaded,
+            masks=None if masks is None else read_masks(masks, clip),
             progress=lambda stage, part: status.update(f"{stage} {part:.0%}"),
             **dataclasses.asdict(config),
         )

@@ -1,6 +1,7 @@
 """From a prompt to a clip, and from a clip to a `Reference`: read, segment, resample, align, embed, preview."""
 
 from nil_jax.reference.align import Alignment, fit_start
+from nil_jax.reference.clip_masks import read_masks
 from nil_jax.reference.generate import GenerateConfig, first_look, generate_clip, generate_reference
 from nil_jax.reference.prepare import Reference, ReferenceConfig, is_reference, prepare_reference, with_embeddings
 from nil_jax.reference.preview import write_preview
@@ -24,6 +25,7 @@ __all__ = [
     "is_reference",
     "judge",
     "prepare_reference",
+    "read_masks",
     "read_video",
     "segment_uniform",
     "start_frame",

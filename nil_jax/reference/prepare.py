@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from nil_jax.reference.align import faces_left, fit_start
-from nil_jax.reference.segment import crop, segment_uniform, square_crop
+from nil_jax.reference.clip_masks import SEGMENTERS, find_masks
+from nil_jax.reference.segment import crop, square_crop
 from nil_jax.reference.verdict import judge
 from nil_jax.reference.video import Video, interpolate_masks, read_video, tick_times
 from nil_jax.rendering import Camera
@@ -29,6 +30,7 @@ from nil_jax.rewards import Encoder, clip_indices, embed_clips
 FORMAT = 1  # of the folder; raised when older code could not read it
 ARRAYS, SETTINGS = "reference.npz", "reference.json"
 CAMERA_ARRAYS = {"position": (3,), "rotation": (3, 3), "focal": (), "center": (2,)}  # with their shapes
+FACINGS = ("auto", "right", "left")
 EMBEDDING = "embedding_"  # prefix of an embedding's name among the arrays; the encoder's digest follows
 
 
@@ -157,6 +159,8 @@ class ReferenceConfig:
     loop: bool = False  # the clip is a cycle
     speed: float = 1.0  # 2.0 plays the clip twice as fast: for clips in slow motion
     facing: Literal["auto", "right", "left"] = "auto"  # of the robot in the clip; one that faces left is mirrored
+    segmenter: Literal["uniform", "sam2"] = "uniform"  # sam2: for a background that is not plain
+    segmenter_model: str = "facebook/sam2.1-hiera-tiny"  # folder or Hugging Face id; 39 M weights, a 156 MB download
 
     def __post_init__(self):
         for name, low, high in (
@@ -167,8 +171,9 @@ class ReferenceConfig:
         ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}: expected a number from {low} to {high}, got {getattr(self, name)}")
-        if self.facing not in ("auto", "right", "left"):
-            raise ValueError(f'facing: expected "auto", "right" or "left", got {self.facing!r}')
+        for name, allowed in (("facing", FACINGS), ("segmenter", SEGMENTERS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
 
 def prepare_reference(
@@ -177,6 +182,7 @@ def prepare_reference(
     *,
     source_fps: float | None = None,
     encoder: Encoder | None = None,
+    masks: Bool[np.ndarray, "n h w"] | None = None,
     progress: Callable[[str, float], None] | None = None,
     **settings: Any,
 ) -> Reference:
@@ -187,33 +193,38 @@ def prepare_reference(
         video: What `read_video` takes.
         source_fps: Frames per second of the clip, for arrays and folders of frames.
         encoder: From `nil_jax.rewards.load_encoder`; without it the embeddings come later, by `with_embeddings`.
+        masks: The robot in every frame of the clip, as `read_video` returns it; the segmenter then rests.
         progress: Called with the name of the stage and its finished part in [0, 1].
         **settings: Fields of `ReferenceConfig`.
 
     Raises:
-        ValueError: The clip cannot be read or shows no robot, or a setting is out of range.
+        ValueError: The clip cannot be read or shows no robot, a setting is out of range, the masks do not fit the clip,
+            or SAM 2 is asked for and cannot be loaded.
     """
     config = ReferenceConfig(**settings)
     report = progress or (lambda stage, part: None)
     report("read", 0.0)
     video = read_video(video, fps=source_fps)
     report("segment", 0.0)
-    source_masks = segment_uniform(video.frames)
-    square = square_crop(source_masks)
+    seen = find_masks(
+        env, video, config.segmenter, config.segmenter_model, masks, progress=lambda part: report("segment", part)
+    )
+    square = square_crop(seen.masks)
     times = _times(video, config)
     report("resample", 0.0)
-    source_masks = crop(source_masks, square, False)
-    masks = _masks_at(source_masks, times, config)
+    source_masks = crop(seen.masks, square, False)
+    tick_masks = _masks_at(source_masks, times, config)
     shown = np.round(times).astype(int) % len(video.frames)
     pictures = crop(video.frames, square, 255)
     pictures[~source_masks] = 255
     frames = np.stack([resized(picture, config.frame_size) for picture in pictures])[shown]
     report("align", 0.0)
-    mirrored = config.facing == "left" or (config.facing == "auto" and faces_left(env, masks[0]))
+    mirrored = config.facing == "left" or (config.facing == "auto" and faces_left(env, tick_masks[0]))
     if mirrored:
-        frames, masks = (np.ascontiguousarray(part[:, :, ::-1]) for part in (frames, masks))
-    fit = fit_start(env, masks[0], progress=lambda part: report("align", part))
-    verdict = judge(pictures, source_masks, video.fps * config.speed, first_frame_iou=fit.iou, loop=config.loop)
+        frames, tick_masks = (np.ascontiguousarray(part[:, :, ::-1]) for part in (frames, tick_masks))
+    fit = fit_start(env, tick_masks[0], progress=lambda part: report("align", part))
+    found = source_masks & (seen.confidence > 0)[:, None, None]  # what was filled in was not seen
+    verdict = judge(pictures, found, video.fps * config.speed, first_frame_iou=fit.iou, loop=config.loop)
     provenance = {
         "robot": env.spec.name,
         "fingerprint": env.fingerprint,
@@ -225,14 +236,14 @@ def prepare_reference(
         "source_shortened": video.shortened,
         "crop": list(square),
         "mirrored": mirrored,
-        "segmentation": "uniform",
+        **seen.provenance,
         "first_frame_iou": round(fit.iou, 4),
         "verdict": verdict.as_json(),
         "nil_jax": importlib.metadata.version("nil-jax"),
         **asdict(config),
         **({"generated": dict(video.origin)} if video.origin else {}),
     }
-    reference = Reference(frames, masks, config.fps, fit.camera, fit.start_qpos, config.loop, {}, provenance)
+    reference = Reference(frames, tick_masks, config.fps, fit.camera, fit.start_qpos, config.loop, {}, provenance)
     return reference if encoder is None else with_embeddings(reference, encoder)
 
 
@@ -249,7 +260,7 @@ def _times(video: Video, config: ReferenceConfig) -> Float[np.ndarray, " T"]:
 def clip_at_ticks(video: Video, reference: Reference) -> UInt8[np.ndarray, "T S S 3"]:
     """The clip as it was, background included, cut and resampled like the reference that was made from it."""
     made = reference.provenance
-    config = ReferenceConfig(**{f.name: made[f.name] for f in fields(ReferenceConfig)})
+    config = ReferenceConfig(**{f.name: made[f.name] for f in fields(ReferenceConfig) if f.name in made})
     shown = np.round(_times(video, config)).astype(int) % len(video.frames)
     frames = crop(video.frames[shown], tuple(made["crop"]), 255)
     frames = frames[:, :, ::-1] if made["mirrored"] else frames

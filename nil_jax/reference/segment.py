@@ -36,7 +36,7 @@ def segment_uniform(frames: UInt8[np.ndarray, "T H W 3"]) -> Bool[np.ndarray, "T
     if np.median(areas) > MAX_AREA:
         raise ValueError(
             "segment: expected a robot on a uniform background, got foreground over "
-            f"{np.median(areas):.0%} of the frame; use a clip with a plain background"
+            f"{np.median(areas):.0%} of the frame; use a clip with a plain background, or type: --segmenter sam2"
         )
     masks[areas < MIN_AREA] = False
     found = masks.any((1, 2))
@@ -60,7 +60,7 @@ def _segment_frame(frame: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"]
     if stripes.any():
         background = _with_stripes(image, background, mask, stripes)
         mask &= _difference(image, background) > threshold
-    return _clean(mask & ~_shadow(image, background, mask))
+    return clean(mask & ~_shadow(image, background, mask))
 
 
 def _difference(image: Float[np.ndarray, "*n 3"], background: Float[np.ndarray, "..."]) -> Float[np.ndarray, "*n"]:
@@ -139,7 +139,7 @@ def _shadow(image, background, mask) -> Bool[np.ndarray, "H W"]:
     return shadow
 
 
-def _clean(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+def clean(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     """Without islands, and without tiny holes and cracks where the robot happens to have the background's colour."""
     radius = max(1, round(CRACK * len(mask)))
     mask = ndimage.binary_closing(np.pad(mask, radius), EVERYWHERE, iterations=radius)[radius:-radius, radius:-radius]
@@ -165,13 +165,14 @@ def square_crop(masks: Bool[np.ndarray, "T H W"], fill: float = 0.85) -> tuple[i
         masks: At least one is not empty.
         fill: Part of the square's side that the robot's longer extent covers.
     """
-    boxes = np.array([_bounding_box(mask) for mask in masks if mask.any()])
+    boxes = np.array([bounding_box(mask) for mask in masks if mask.any()])
     (top, left), (bottom, right) = np.percentile(boxes[:, :2], 2, axis=0), np.percentile(boxes[:, 2:], 98, axis=0)
     side = int(np.ceil(max(bottom - top, right - left) / fill))
     return round((top + bottom - side) / 2), round((left + right - side) / 2), side
 
 
-def _bounding_box(mask: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
+def bounding_box(mask: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right, the latter two behind the last row and column; the mask is not empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
 

@@ -5,6 +5,7 @@ Only safetensors are read and no code of a model is run: a pipeline that is not 
 
 import contextlib
 import hashlib
+import importlib
 import inspect
 import json
 import re
@@ -58,15 +59,20 @@ class VideoModel:
 
     def identity(self) -> dict[str, str]:
         """The commit of a model from Hugging Face; of any other folder the hash of its files."""
-        if self.folder.parent.name == "snapshots":
-            return {"revision": self.folder.name}
-        digest = hashlib.sha256()
-        for path in sorted(self.folder.rglob("*")):
-            name = path.relative_to(self.folder)
-            if path.is_file() and not any(part.startswith(".") for part in name.parts):
-                with path.open("rb") as file:
-                    digest.update(f"{name.as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-        return {"sha256": digest.hexdigest()}
+        return folder_identity(self.folder)
+
+
+def folder_identity(folder: Path) -> dict[str, str]:
+    """The commit of a snapshot from Hugging Face; of any other folder the hash of its files."""
+    if folder.parent.name == "snapshots":
+        return {"revision": folder.name}
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            with path.open("rb") as file:
+                digest.update(f"{name.as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return {"sha256": digest.hexdigest()}
 
 
 def import_generation() -> ModuleType:
@@ -117,7 +123,7 @@ def _download(name: str) -> tuple[Path, Mapping[str, Any]]:
     from huggingface_hub import hf_hub_download
 
     try:
-        with _quiet():
+        with quiet("diffusers", "transformers"):
             index = _read_index(Path(hf_hub_download(identifier, INDEX, revision=revision or None)).parent)
             pipeline = getattr(diffusers, _families(index)[0].pipeline)
             folder = Path(pipeline.download(identifier, revision=revision or None, use_safetensors=True))
@@ -209,7 +215,7 @@ def load_pipeline(model: VideoModel, *, dtype: str, offload: str = "none") -> An
         raise ValueError(f"offload: expected 'none' on a machine without a GPU, got {offload!r}; leave it out")
     dtypes = {"default": getattr(torch, dtype)} | dict.fromkeys(model.family.float32, torch.float32)
     try:
-        with _quiet():
+        with quiet("diffusers", "transformers"):
             pipeline = load(model.folder, dtype=dtypes, use_safetensors=True)
     except Exception as error:  # whatever a damaged folder leads to, in diffusers, transformers, torch or safetensors
         raise ValueError(
@@ -227,12 +233,9 @@ def load_pipeline(model: VideoModel, *, dtype: str, offload: str = "none") -> An
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' own progress bars."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    logs = (diffusers.utils.logging, transformers.utils.logging)
+def quiet(*libraries: str) -> Iterator[None]:
+    """Without the own progress bars of these libraries of Hugging Face."""
+    logs = [importlib.import_module(f"{library}.utils.logging") for library in libraries]
     shown = [log.is_progress_bar_enabled() for log in logs]
     for log in logs:
         log.disable_progress_bar()
