@@ -17,7 +17,7 @@ import numpy as np
 
 import nil_jax
 from nil_jax.reference import fit_start, read_video, segment_uniform
-from nil_jax.reference.align import nominal_camera, sagittal_joints
+from nil_jax.reference.align import mirror_joints, nominal_camera, sagittal_joints
 from nil_jax.reference.prepare import resized
 from nil_jax.reference.segment import crop, square_crop
 from nil_jax.rendering import Camera, pixel_rays
@@ -70,18 +70,24 @@ def seen(env: nil_jax.envs.RobotEnv, qpos: np.ndarray, camera: Camera) -> np.nda
 def known_poses(name: str, number: int) -> list[dict]:
     """Rows of one embedded robot."""
     env, rng = nil_jax.envs.make(name), np.random.default_rng(0)
-    ious, seconds = [], []
+    ious, seconds, sides = [], [], []
+    joints = sagittal_joints(env.mj_model, env.start_qpos)
+    partners = mirror_joints(env.mj_model, joints)
     for _ in range(number):
-        mask = seen(env, *draw(env, rng))
+        qpos, camera = draw(env, rng)
+        mask = seen(env, qpos, camera)
         started = time.perf_counter()
         fit = fit_start(env, mask)
         seconds.append(time.perf_counter() - started)
         again = seen(env, fit.start_qpos, fit.camera)
         ious.append((mask & again).sum() / (mask | again).sum())
+        error = fit.start_qpos[7 + joints] - [qpos[7 + joints], qpos[7 + joints[partners]]]
+        sides.append(np.abs(error[0]).mean() < np.abs(error[1]).mean())
     share = float(np.mean(np.array(ious) >= FOUND))
     return [
         common.row(f"{name}, {number} known poses: found (IoU {FOUND})", share, "share", "required", FOUND_SHARE),
         common.row(f"{name}: worst", float(min(ious)), "IoU"),
+        common.row(f"{name}: left and right told apart", float(np.mean(sides)), "share"),
         common.row(f"{name}: median time", float(np.median(seconds)), "s", "required", SECONDS, higher_is_better=False),
     ]
 

@@ -146,7 +146,7 @@ def prepare(
         json_output: print one JSON object on standard output.
     """
     from nil_jax.envs import make
-    from nil_jax.reference import in_words, prepare_reference, read_masks, read_video, write_preview
+    from nil_jax.reference import in_words, prepare_reference, read_masks, read_video, tempo_hint, write_preview
     from nil_jax.rewards import load_encoder
 
     _check_new(output)
@@ -174,7 +174,9 @@ def prepare(
             f"{made['first_frame_iou']:.2f}; look at {output / 'preview.mp4'}",
             highlight=False,
         )
-        ERR.print(f"{output}: {in_words(verdict)}", highlight=False, markup=False, soft_wrap=True)
+        for line in (in_words(verdict), tempo_hint(made["tempo"], config.speed)):
+            if line:
+                ERR.print(f"{output}: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def train(

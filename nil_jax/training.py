@@ -29,7 +29,16 @@ from nil_jax.learning import (
     make_policy,
     make_replay,
 )
-from nil_jax.reference import Reference, Video, in_words, is_reference, prepare_reference, read_video, with_embeddings
+from nil_jax.reference import (
+    Reference,
+    Video,
+    in_words,
+    is_reference,
+    prepare_reference,
+    read_video,
+    tempo_hint,
+    with_embeddings,
+)
 from nil_jax.report import PANEL, write_comparison
 from nil_jax.rewards import Encoder, load_encoder
 from nil_jax.rollout import ImitationEnv, collect
@@ -232,6 +241,9 @@ def _reference(env: Env, ref_video: Any, config: Config, source_fps: float | Non
         run.say(f"first-frame IoU {made['first_frame_iou']:.2f}")
     if "verdict" in made and made["verdict"]["verdict"] != "good":
         run.say(f"warning: the clip is {in_words(made['verdict'])} (see the preview of nil-jax prepare)")
+    hint = tempo_hint(made["tempo"], made["speed"]) if "tempo" in made else None
+    if hint:
+        run.say(f"hint: the clip shows {hint}")
     return given
 
 

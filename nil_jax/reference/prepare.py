@@ -22,6 +22,7 @@ from PIL import Image
 from nil_jax.reference.align import faces_left, fit_start
 from nil_jax.reference.clip_masks import SEGMENTERS, find_masks
 from nil_jax.reference.segment import crop, square_crop
+from nil_jax.reference.tempo import tempo
 from nil_jax.reference.verdict import judge
 from nil_jax.reference.video import Video, interpolate_masks, read_video, tick_times
 from nil_jax.rendering import Camera
@@ -239,6 +240,7 @@ def prepare_reference(
         **seen.provenance,
         "first_frame_iou": round(fit.iou, 4),
         "verdict": verdict.as_json(),
+        "tempo": tempo(env, found, video.fps * config.speed),
         "nil_jax": importlib.metadata.version("nil-jax"),
         **asdict(config),
         **({"generated": dict(video.origin)} if video.origin else {}),

@@ -19,6 +19,7 @@ SPECK = 0.002  # of the robot's area; smaller holes are filled
 CRACK = (
     0.005  # of the frame's height: twice this is the width of the cracks (a white highlight on an edge) that are closed
 )
+STRIPE_WIDTH, FRINGE = 1.3, 0.04  # times the robot's; of the frame's height, what a stripe's soft edges may take
 MIN_AREA, MAX_AREA = 0.001, 0.7  # of the frame, for a robot to be believed
 EVERYWHERE = np.ones((3, 3), bool)  # diagonal neighbours count
 
@@ -91,16 +92,28 @@ def _border_plane(image: Float[np.ndarray, "H W 3"]) -> tuple[Float[np.ndarray, 
 
 
 def _stripe_rows(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, " H"]:
-    """Rows that differ from the background to the left and to the right of the robot: a horizon, a floor line."""
+    """Rows that differ from the background to the left and to the right of the robot: a horizon, a floor line.
+
+    They reach further to the sides than what is left without them: else it is the trunk of a quadruped.
+    """
+    none = np.zeros(len(mask), bool)
     columns = mask.sum(0)
     free = columns < 0.3 * columns.max()
     if not free.any():
-        return np.zeros(len(mask), bool)
+        return none
     centre = np.average(np.arange(mask.shape[1]), weights=columns)
     left, right = free & (np.arange(mask.shape[1]) < centre), free & (np.arange(mask.shape[1]) > centre)
     if not (left.any() and right.any()):
-        return np.zeros(len(mask), bool)
-    return (mask[:, left].mean(1) > 0.4) & (mask[:, right].mean(1) > 0.4)
+        return none
+    stripes = (mask[:, left].mean(1) > 0.4) & (mask[:, right].mean(1) > 0.4)
+    fringe = FRINGE * len(mask)
+    return stripes if _width(mask[stripes], 0) > STRIPE_WIDTH * _width(mask[~stripes], fringe) else none
+
+
+def _width(mask: Bool[np.ndarray, "h W"], fringe: float) -> int:
+    """From the first to the last column that holds more than so many pixels."""
+    columns = np.flatnonzero(mask.sum(0) > fringe)
+    return int(np.ptp(columns)) if len(columns) else 0
 
 
 def _with_stripes(image, background, mask, stripes):

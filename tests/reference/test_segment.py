@@ -64,6 +64,14 @@ def test_a_horizon_line_is_background():
     assert iou(segment_uniform(with_line), masks) > 0.95
 
 
+def test_the_trunk_of_a_quadruped_is_no_horizon():
+    trunk = (np.abs(ROWS - 110) < 12) & (np.abs(COLUMNS - 120) < 100)
+    legs = (np.abs(np.abs(COLUMNS - 120) - 75) < 7) & (ROWS >= 110) & (ROWS < 180)
+    frame = np.full((240, 240, 3), 252, np.uint8)
+    frame[trunk | legs] = 70
+    assert iou(segment_uniform(frame[None])[0], trunk | legs) > 0.98
+
+
 def test_islands_go_and_the_gap_between_the_legs_stays():
     clip, _ = synthetic_clip(np.random.default_rng(3))
     clip[:, 20:24, 200:204] = 0  # a speck, far from the robot
