@@ -23,6 +23,7 @@ from nil_jax import __version__
 from nil_jax.cache import use_compilation_cache
 from nil_jax.config import PRESETS, Config, preset
 from nil_jax.reference import GenerateConfig, ReferenceConfig
+from nil_jax.rewards import Pooling
 
 OUT = Console()
 ERR = Console(stderr=True)
@@ -129,7 +130,7 @@ def prepare(
     output: Output,
     config: OmitArgPrefixes[ReferenceConfig] = ReferenceConfig(),  # noqa: B008 (frozen)
     encoder: str | None = None,
-    encoder_pooling: Literal["cls", "mean"] = "cls",
+    encoder_pooling: Pooling | None = None,
     masks: Path | None = None,
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> None:
@@ -140,8 +141,10 @@ def prepare(
         video: video file, or folder of frames.
         output: folder to make (walk.ref); it holds preview.mp4.
         config: settings.
-        encoder: folder or Hugging Face id of a TimeSformer, to embed the clip now rather than before training.
-        encoder_pooling: how its tokens become one embedding.
+        encoder: i3d, i3d:LAYER, or folder or Hugging Face id of a TimeSformer, to embed the clip now rather than before
+            training.
+        encoder_pooling: how its activations become one embedding: cls or mean of a TimeSformer, mean, grid2 or grid3 of
+            I3D; the first of them by default.
         masks: video or folder of images with a mask for each frame of the clip (bright: robot), of the same size.
         json_output: print one JSON object on standard output.
     """

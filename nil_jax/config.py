@@ -4,12 +4,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nil_jax.envs import EnvConfig
 from nil_jax.learning import LearnerConfig
 from nil_jax.reference import ReferenceConfig
-from nil_jax.rewards import RewardConfig
+from nil_jax.rewards import Pooling, RewardConfig
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class TrainConfig:
     num_evals: int = 10  # evaluations over the run, the last one at its end; a checkpoint is saved with each
     num_eval_envs: int = 16
     checkpoint_replay: bool = True  # exact resume needs the replay; without it checkpoints are small
-    encoder: str | None = None  # folder or Hugging Face id of a TimeSformer; None: the video term is off
-    encoder_pooling: Literal["cls", "mean"] = "cls"
+    encoder: str | None = None  # i3d[:LAYER], or folder or Hugging Face id of a TimeSformer; None: no video term
+    encoder_pooling: Pooling | None = None  # None: cls of a TimeSformer, mean of I3D
 
     def __post_init__(self):
         for name in ("num_timesteps", "num_envs", "num_evals", "num_eval_envs"):

@@ -221,7 +221,7 @@ def train(
 
 def _encoder(config: Config, run: Run) -> Encoder | None:
     if config.train.encoder is None or not config.reward.uses_video:
-        run.say("video term off: no encoder is set (give a TimeSformer checkpoint with --encoder FOLDER_OR_ID)")
+        run.say("video term off: no encoder is set (--encoder i3d, or a TimeSformer checkpoint)")
         return None
     return load_encoder(config.train.encoder, config.train.encoder_pooling)
 

@@ -13,7 +13,7 @@ from nil_jax.rewards.composite import (
     regularizer_terms,
     video_term,
 )
-from nil_jax.rewards.embedding import Encoder, clip_indices, embed_clips, load_encoder
+from nil_jax.rewards.embedding import Encoder, Pooling, clip_indices, embed_clips, load_encoder
 from nil_jax.rewards.masks import mask_iou, soft_mask_iou
 from nil_jax.rewards.regularizers import action_rate, foot_slip, tilt, torque, velocity
 from nil_jax.rewards.similarity import cosine_similarity, l2_similarity
@@ -22,6 +22,7 @@ __all__ = [
     "IMAGE_TERMS",
     "REGULARIZER_TERMS",
     "Encoder",
+    "Pooling",
     "RewardConfig",
     "action_rate",
     "clip_indices",

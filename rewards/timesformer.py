@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from nil_jax.rewards.pixels import square_pixels
+
 ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "gelu_new": nn.gelu,
@@ -123,14 +125,7 @@ def preprocess(frames: Shaped[Array, "*batch h w c"], config: TimesformerConfig)
         TypeError: frames that are not uint8.
         ValueError: frames that are not square RGB: a crop would hide a part of the robot, so the caller decides.
     """
-    if frames.dtype != jnp.uint8:
-        raise TypeError(f"frames: expected uint8 in [0, 255], got {frames.dtype}; type: (255 * frames).astype('uint8')")
-    if frames.ndim < 3 or frames.shape[-1] != 3 or frames.shape[-2] != frames.shape[-3]:
-        raise ValueError(f"frames: expected square RGB [.., S, S, 3], got shape {frames.shape}; crop or pad them first")
-    size = config.image_size
-    pixels = frames.astype(jnp.float32)
-    if frames.shape[-2] != size:
-        pixels = jax.image.resize(pixels, (*frames.shape[:-3], size, size, 3), "linear", antialias=True)
+    pixels = square_pixels(frames, config.image_size)
     scale = config.rescale_factor / np.asarray(config.image_std, np.float32)
     shift = np.asarray(config.image_mean, np.float32) / np.asarray(config.image_std, np.float32)
     shape = (1,) * (frames.ndim - 1) + (3,)

@@ -221,7 +221,7 @@ def test_a_hugging_face_id_loads_what_the_hub_returns(checkpoint, monkeypatch):
     assert load_encoder("owner/name").digest == load_encoder(checkpoint).digest
 
 
-@pytest.mark.parametrize("setting", [{"pooling": "max"}, {"dtype": "float64"}], ids=str)
+@pytest.mark.parametrize("setting", [{"pooling": "max"}, {"dtype": "float64"}, {"num_frames": 5}], ids=str)
 def test_unknown_settings_are_refused(checkpoint, setting):
     # A ValueError of ours, or a TypeError where the signatures are checked too.
     with pytest.raises((ValueError, TypeError), match=next(iter(setting))):
