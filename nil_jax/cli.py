@@ -132,6 +132,7 @@ def prepare(
     encoder: str | None = None,
     encoder_pooling: Pooling | None = None,
     masks: Path | None = None,
+    source_fps: float | None = None,
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Turn a clip into a reference: masks, fitted camera and start pose, a verdict, and a preview to look at.
@@ -146,6 +147,7 @@ def prepare(
         encoder_pooling: how its activations become one embedding: cls or mean of a TimeSformer, mean, grid2 or grid3 of
             I3D; the first of them by default.
         masks: video or folder of images with a mask for each frame of the clip (bright: robot), of the same size.
+        source_fps: frames per second of the clip; a folder of frames needs it, a file brings its own.
         json_output: print one JSON object on standard output.
     """
     from nil_jax.envs import make
@@ -153,7 +155,7 @@ def prepare(
     from nil_jax.rewards import load_encoder
 
     _check_new(output)
-    env, clip = make(robot), read_video(video)
+    env, clip = make(robot), read_video(video, fps=source_fps)
     loaded = None if encoder is None else load_encoder(encoder, encoder_pooling)
     with ERR.status("prepare ...") as status:
         reference = prepare_reference(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from nil_jax.reference.segment import bounding_box, crop, segment_uniform
+from nil_jax.reference.segment import EVERYWHERE, bounding_box, crop, segment_uniform
 from nil_jax.reference.segment_sam2 import load_sam2, segment_sam2, start_prompt
 from nil_jax.reference.video import Video, interpolate_masks, read_video, signed_distance
 
@@ -23,6 +23,9 @@ BRIGHT = 128  # levels; from here on a pixel of a mask's picture is the robot
 LONGEST_GAP = 5  # frames; over more of them a walking robot does not keep its pose
 COLLAPSED = 0.5  # of the usual area: less is a mask that lost the robot
 COARSE = 128  # px; masks are thinned out to at least this many a side before they are compared
+ON_EDGE = 0.03  # of the robot's size; a mask that lies along the frame's edge for more goes on beyond it
+CUT = 0.1  # of the frames; the robot may touch the edge in fewer
+ALIKE = 0.3  # of the largest part's area; a part as large as that is no crumb
 REACH = 0.05  # of the robot's size; a foot in mid-swing moves about that far in a thirtieth of a second
 
 
@@ -56,7 +59,8 @@ def find_masks(
         progress: Called with the finished part, in [0, 1].
 
     Raises:
-        ValueError: The robot is not found, or not in most of the frames; the given masks do not fit the clip; or
+        ValueError: The robot is not found, or not in most of the frames; it is cut by the frame; several things stand
+            side by side (only without SAM 2 and given masks, which choose one); the given masks do not fit the clip; or
             SAM 2 cannot be loaded.
     """
     presence = np.ones(len(video.frames))
@@ -70,6 +74,7 @@ def find_masks(
         about = {"segmentation": "sam2", "segmentation_model": dict(sam2.identity)}
     else:
         masks, about = segment_uniform(video.frames), {"segmentation": "uniform"}
+        _expect_one(masks)
     found = np.any(masks, (1, 2))
     if not found[0] or np.mean(found) < 0.5:
         what = "none in the first frame" if not found[0] else f"none in {np.sum(~found)} of {len(found)} frames"
@@ -77,9 +82,49 @@ def find_masks(
             f"segment: expected the robot's mask in the first and most other frames, got {what}; use a clip that "
             "starts with the picture of `nil-jax frame`, or give masks with --masks"
         )
+    _expect_whole(masks)
     masks, filled = bridge_gaps(masks)
     confidence = np.where(filled, 0.0, agreement(masks) * presence)
     return ClipMasks(masks, confidence, about | {"segmentation_confidence": _summary(confidence, filled)})
+
+
+def _expect_one(masks: Bool[np.ndarray, "T H W"]) -> None:
+    several = np.array([_side_by_side(mask) for mask in masks])
+    if several.mean() > 0.5:
+        raise ValueError(
+            f"segment: expected one robot, got several things side by side in {several.sum()} of {len(masks)} frames; "
+            "use a clip with the robot alone, or type: --segmenter sam2, or give masks with --masks"
+        )
+
+
+def _side_by_side(mask: Bool[np.ndarray, "H W"]) -> bool:
+    """Whether another part of comparable size stands beside the largest one.
+
+    What a highlight breaks off a robot lies above or below the rest.
+    """
+    labels, _ = ndimage.label(mask, EVERYWHERE)  # pyright: ignore
+    areas, columns = np.bincount(labels.ravel())[1:], [box[1] for box in ndimage.find_objects(labels)]
+    if not len(areas):
+        return False
+    largest = columns[areas.argmax()]
+    return any(
+        area >= ALIKE * areas.max() and (part.stop <= largest.start or part.start >= largest.stop)
+        for area, part in zip(areas, columns, strict=True)
+    )
+
+
+def _expect_whole(masks: Bool[np.ndarray, "T H W"]) -> None:
+    boxes = np.array([bounding_box(mask) for mask in masks if mask.any()])
+    least = max(3.0, ON_EDGE * float(np.median(np.max(boxes[:, 2:] - boxes[:, :2], 1))))
+    edges = {"top": masks[:, 0], "bottom": masks[:, -1], "left": masks[:, :, 0], "right": masks[:, :, -1]}
+    cut = {name: edge.sum(1) >= least for name, edge in edges.items()}
+    frames = np.any(list(cut.values()), 0)
+    if frames[0] or frames.mean() > CUT:
+        where = " and ".join(name for name, hits in cut.items() if hits.any())
+        raise ValueError(
+            f"segment: expected the whole robot in the frame, got one cut at the {where} in {frames.sum()} of "
+            f"{len(masks)} frames; trim the clip, or generate it again with more room around the robot"
+        )
 
 
 def _summary(confidence: Float[np.ndarray, " T"], filled: Bool[np.ndarray, " T"]) -> dict[str, Any]:
@@ -102,7 +147,7 @@ def read_masks(path: str | Path, video: Video) -> Bool[np.ndarray, "T H W"]:
     Raises:
         ValueError: Cannot be read, or another number or size of frames than the clip's.
     """
-    masks = read_video(path, fps=video.fps).frames.mean(-1) >= BRIGHT
+    masks = np.stack([picture.mean(-1) >= BRIGHT for picture in read_video(path, fps=video.fps).frames])
     _expect_like(masks, video)
     return masks
 

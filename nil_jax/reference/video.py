@@ -6,7 +6,8 @@ Axes: T frames, H rows, W columns, S output ticks.
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -15,13 +16,11 @@ from typing import Any
 import av
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image, UnidentifiedImageError
 from scipy.ndimage import distance_transform_edt
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from nil_jax.reference.decode import IMAGE_SUFFIXES, MAX_FRAMES, decode_images, decode_video
+
 MAX_SECONDS = 30.0
-MAX_FRAMES = 900
-MAX_SIDE = 768  # with MAX_FRAMES this bounds a decoded video to 1.6 GB
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,7 @@ class Video:
             raise ValueError(f"video {self.name}: expected at least 2 frames, got {shape[0]}; give a longer clip")
         if min(shape[1:3]) < 16:
             raise ValueError(f"video {self.name}: expected frames of at least 16x16, got {shape[2]}x{shape[1]}")
-        if not (np.isfinite(self.fps) and 0.1 <= self.fps <= 1000):
-            raise ValueError(f"fps: expected a rate in [0.1, 1000] frames per second, got {self.fps}")
+        _expect_rate(self.fps)
 
     @property
     def duration(self) -> float:
@@ -54,13 +52,20 @@ class Video:
         return len(self.frames) / self.fps
 
 
+def _expect_rate(fps: float) -> None:
+    if not 0.1 <= fps <= 1000:  # NaN is not, either
+        raise ValueError(f"fps: expected a rate in [0.1, 1000] frames per second, got {fps}")
+
+
 def read_video(
     source: "str | Path | np.ndarray | Video", *, fps: float | None = None, max_seconds: float = MAX_SECONDS
 ) -> Video:
     """Reads a clip: a file that FFmpeg knows (mp4, mov, webm, gif, ...), a folder of images, or an array.
 
-    Transparent pixels become white, uneven frame times are made even (nearest frame), frames larger than 768 pixels are
-    scaled down while reading, and what comes after `max_seconds` or 900 frames is not read (`Video.shortened`).
+    Transparent pixels become white, pictures are turned as their metadata says, uneven frame times are made even
+    (nearest frame), frames larger than 768 pixels are scaled down while reading, and what comes after `max_seconds` or
+    900 frames is not read (`Video.shortened`). So memory is bounded: 1.6 GB for the frames of the longest and largest
+    clip, twice that while uneven times are made even, and what FFmpeg needs for frames of at most 67 million pixels.
 
     Args:
         source: A path, a folder of images in name order, an array `[T, H, W, 3]` uint8, or a Video (returned as is).
@@ -73,6 +78,8 @@ def read_video(
     """
     if isinstance(source, Video):
         return source
+    if fps is not None:
+        _expect_rate(fps)
     if isinstance(source, np.ndarray):
         if fps is None:
             raise ValueError("fps: expected frames per second with an array of frames, got none; pass fps=30.0")
@@ -80,64 +87,38 @@ def read_video(
         digest = hashlib.sha256(np.ascontiguousarray(source)).hexdigest()
         return Video(source[:limit], float(fps), sha256=digest, shortened=len(source) > limit)
     path = Path(source)
-    if not path.exists():
-        raise ValueError(f"video: expected a file or a folder of frames, got {path}: nothing there; check the path")
-    if path.is_dir():
+    # os.path, because pathlib raises where a path may not be looked at, or cannot be one.
+    if os.path.isdir(path):
         return _read_folder(path, fps, max_seconds)
+    if not os.path.isfile(path):
+        what = "another thing" if os.path.exists(path) else "nothing"
+        raise ValueError(f"video: expected a file or a folder of frames, got {path}: {what} there; check the path")
     return _read_file(path, fps, max_seconds)
 
 
 def _read_folder(path: Path, fps: float | None, max_seconds: float) -> Video:
     if fps is None:
-        raise ValueError(f"fps: expected frames per second with the folder {path}, got none; pass fps=30.0")
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        raise ValueError(
+            f"fps: expected frames per second with the folder {path}, got none; pass fps=30.0, "
+            "or give `nil-jax prepare` --source-fps 30"
+        )
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"video {path}: expected images ({', '.join(IMAGE_SUFFIXES)}) in the folder, got none")
     limit = max(2, min(MAX_FRAMES, int(max_seconds * fps)))
-    digest, frames = hashlib.sha256(), []
-    for file in files[:limit]:
-        digest.update(file.read_bytes())
-        try:
-            with Image.open(file) as image:
-                frames.append(_fit(image.convert("RGBA")))
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"video {path}: expected readable images, got {file.name} ({_one_line(error)})") from None
-        if frames[-1].shape != frames[0].shape:
-            raise ValueError(
-                f"video {path}: expected images of one size, got {frames[0].shape[1::-1]}, "
-                f"and {frames[-1].shape[1::-1]} for {file.name}"
-            )
-    return Video(np.stack(frames), float(fps), path.name, digest.hexdigest(), shortened=len(files) > limit)
+    digest, frames = hashlib.sha256(), decode_images(files[:limit])
+    for name in files[:limit]:
+        with name.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return Video(frames, float(fps), path.name, digest.hexdigest(), shortened=len(files) > limit)
 
 
 def _read_file(path: Path, fps: float | None, max_seconds: float) -> Video:
-    frames, times, shortened, count = [], [], False, 0
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"video {path}: expected a video stream, got none; give an mp4, mov, webm or gif")
-            stream = container.streams.video[0]
-            rate = float(stream.average_rate or stream.guessed_rate or 30)
-            for frame, time in _timed(container.decode(stream), rate):
-                if len(frames) == MAX_FRAMES or (times and time - times[0] >= max_seconds):
-                    shortened = True
-                    break
-                count += 1
-                times.append(time)
-                frames.append(_pixels(frame))
-    except (av.error.FFmpegError, OSError, MemoryError) as error:
-        detail = f"one that breaks after {count} frames" if count else "none"
-        raise ValueError(
-            f"video {path}: expected one that FFmpeg can read, got {detail} ({_one_line(error)}); re-export it as mp4"
-        ) from None
-    if not frames:
-        raise ValueError(f"video {path}: expected at least 2 frames, got 0; re-export it as mp4 (H.264)")
-    if any(frame.shape != frames[0].shape for frame in frames):
-        raise ValueError(f"video {path}: expected frames of one size, got several; re-export it as mp4 (H.264)")
-    even, even_rate = _even(np.asarray(times), rate)
+    frames, times, rate, shortened = decode_video(path, max_seconds)
+    even, even_rate = _even(times, rate)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    pictures = np.stack([frames[i] for i in even])
+    pictures = frames if len(even) == len(frames) and (np.diff(even) == 1).all() else frames[even]
     return Video(pictures, float(fps or even_rate), path.name, digest, shortened, _origin(path, digest))
 
 
@@ -155,48 +136,16 @@ def _origin(path: Path, digest: str) -> Mapping[str, Any]:
         return {}
 
 
-def _timed(frames: Iterator[av.VideoFrame], rate: float) -> Iterator[tuple[av.VideoFrame, float]]:
-    """Frames with their time in seconds; where a stream has no usable times, an even rate stands in."""
-    last = -np.inf
-    for index, frame in enumerate(frames):
-        time = index / rate if frame.time is None else float(frame.time)
-        last = time if time > last else last + 1 / rate
-        yield frame, last
-
-
 def _even(times: Float[np.ndarray, " T"], rate: float) -> tuple[Int[np.ndarray, " S"], float]:
     """Indices that turn frames at `times` into an even rate, and that rate: as they are where they are already even."""
     if len(times) < 2:
         return np.arange(len(times)), rate
     steps = np.diff(times)
-    step = float(np.median(steps))
+    step = max(float(np.median(steps)), (times[-1] - times[0]) / (MAX_FRAMES - 1))
     if np.all(np.abs(steps - step) < 0.2 * step):
         return np.arange(len(times)), (len(times) - 1) / float(times[-1] - times[0])
-    count = min(MAX_FRAMES, round((times[-1] - times[0]) / step) + 1)
+    count = round((times[-1] - times[0]) / step) + 1
     return nearest(times, times[0] + step * np.arange(count)), 1 / step
-
-
-def _pixels(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-    scale = min(1.0, MAX_SIDE / max(frame.width, frame.height))
-    width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
-    has_alpha = any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8"
-    image = frame.to_ndarray(width=width, height=height, format="rgba" if has_alpha else "rgb24")
-    return _on_white(image) if has_alpha else image
-
-
-def _fit(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
-    return _on_white(np.asarray(image))
-
-
-def _on_white(rgba: UInt8[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 3"]:
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    return np.round(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-
-
-def _one_line(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split())[:120] or type(error).__name__
 
 
 def write_video(path: str | Path, frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:

@@ -1,5 +1,7 @@
 """Masks of whole clips: gaps, confidence, and masks that the user gives."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,9 +15,11 @@ from nil_jax.reference import (
     prepare,
     prepare_reference,
     read_masks,
+    read_video,
     write_video,
 )
 from nil_jax.reference.clip_masks import agreement, bridge_gaps, find_masks
+from nil_jax.reference.segment_sam2 import Sam2
 from nil_jax.rendering import side_camera
 
 
@@ -134,6 +138,79 @@ def test_masks_that_do_not_fit_are_refused(tiny_env):
     refused("got none in the first frame", find, late)
     refused("got none in 4 of 6 frames", find, rare)
     refused("segmenter: expected one of uniform, sam2, got 'sam'", ReferenceConfig, segmenter="sam")
+
+
+def drawn(masks):
+    """The clip that shows masks in black on white."""
+    return Video(np.where(masks[..., None], 0, 255).astype(np.uint8).repeat(3, -1), 24.0)
+
+
+def found_in(masks, given=None):
+    """What `find_masks` makes of a clip that shows them, on a plain background."""
+    return find_masks(None, drawn(masks), "uniform", "", given).masks
+
+
+EDGES = {"top": (0, 30, 24, 44), "bottom": (20, 30, 48, 44), "left": (12, 0, 36, 14), "right": (12, 66, 36, 80)}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_a_robot_cut_by_the_frame_is_refused(edge):
+    whole = np.stack([box_mask(10, 30, 40, 44)] * 20)
+    for frames in ([0], [3, 4, 5]):  # the first, or more than a tenth
+        cut = whole.copy()
+        cut[frames] = box_mask(*EDGES[edge])
+        message = rf"whole robot in the frame, got one cut at the {edge} in {len(frames)} of 20 frames; trim"
+        refused(message, found_in, cut)
+        refused(message, found_in, whole, cut)  # masks that the user gives are looked at too
+
+
+def test_a_robot_that_reaches_the_edge_now_and_then_or_in_a_point_is_whole():
+    whole = np.stack([box_mask(10, 30, 40, 44)] * 20)
+    seldom, point = whole.copy(), whole.copy()
+    seldom[[3, 9]] = box_mask(10, 30, 48, 44)
+    point |= box_mask(40, 36, 48, 38)  # two pixels of the bottom row
+    for masks in (whole, seldom, point):
+        np.testing.assert_array_equal(found_in(masks), masks)
+
+
+def test_several_things_side_by_side_are_refused_unless_masks_choose():
+    one = np.stack([box_mask(8, 8 + t, 40, 20 + t) for t in range(8)])
+    two = one | box_mask(14, 50, 34, 60)  # of half the area
+    refused(r"one robot, got several things side by side in 8 of 8 frames; .*--segmenter sam2.*--masks", found_in, two)
+    np.testing.assert_array_equal(found_in(two, one), one)
+    half = one.copy()
+    half[4:] = two[4:]
+    np.testing.assert_array_equal(found_in(half), half)  # for half of the clip: the verdict's business
+
+
+def test_several_things_are_left_to_sam2(monkeypatch):
+    one = np.stack([box_mask(8, 8 + t, 40, 20 + t) for t in range(8)])
+    model = Sam2(None, {"sha256": "0"})
+    monkeypatch.setattr(clip_masks, "load_sam2", lambda folder: model)
+    monkeypatch.setattr(clip_masks, "start_prompt", lambda env, frame: one[0])
+    monkeypatch.setattr(clip_masks, "segment_sam2", lambda frames, prompt, sam2, progress: (one, np.ones(8)))
+    clip = drawn(one | box_mask(14, 50, 34, 60))
+    np.testing.assert_array_equal(find_masks(None, clip, "sam2", "").masks, one)
+
+
+def test_a_robot_in_pieces_is_one_robot():
+    trunk, legs = box_mask(6, 20, 20, 50), box_mask(24, 22, 42, 30) | box_mask(24, 40, 42, 48)
+    crumb = box_mask(10, 60, 16, 66)
+    masks = np.stack([trunk | legs | crumb] * 6)
+    np.testing.assert_array_equal(found_in(masks), masks)
+
+
+@pytest.mark.parametrize(
+    "name", ["h1_walk_kling", "h1_walk_sora", "h1_walk_svd", "a1_walk_kling", "talos_walk_kling", "demo"]
+)
+def test_real_clips_show_one_whole_robot(name, request):
+    if name == "demo":
+        path = Path(__file__).parents[2] / "examples" / "a1_prowl.mp4"
+    else:
+        path = request.getfixturevalue("shared") / "videos" / f"{name}.mp4"
+    video = read_video(path)
+    seen = find_masks(None, Video(video.frames[::6], video.fps / 6), "uniform", "")
+    assert seen.masks.any((1, 2)).all()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from nil_jax.reference import read_video, write_video
-from nil_jax.reference.video import MAX_SIDE, interpolate_masks, nearest, tick_times
+from nil_jax.reference.decode import MAX_SIDE
+from nil_jax.reference.video import interpolate_masks, nearest, tick_times
 
 CODEC_ERROR = 6.0  # mean levels; H.264 at crf 18 with halved colour resolution stays near 2 on smooth pictures
 
@@ -109,20 +110,6 @@ def test_bad_sources_get_one_clear_line(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(TypeError, match="expected uint8"):
         read_video(np.zeros((4, 32, 32, 3)), fps=10.0)
-
-
-def test_mutated_files_give_an_error_or_a_video(tmp_path):
-    write_video(tmp_path / "whole.mp4", moving_square(), 25.0)
-    whole, rng = (tmp_path / "whole.mp4").read_bytes(), np.random.default_rng(0)
-    for index in range(40):
-        data = bytearray(whole)
-        for position in rng.integers(0, len(data), 1 + index % 8):
-            data[position] = rng.integers(256)
-        (tmp_path / "mutated.mp4").write_bytes(data)
-        try:
-            assert len(read_video(tmp_path / "mutated.mp4").frames) >= 2
-        except ValueError as error:
-            assert "\n" not in str(error)
 
 
 def test_ticks_agree_with_a_loop_over_time():
