@@ -17,7 +17,7 @@ import numpy as np
 
 import nil_jax
 from nil_jax.reference import fit_start, read_video, segment_uniform
-from nil_jax.reference.align import mirror_joints, nominal_camera, sagittal_joints
+from nil_jax.reference.align import nominal_camera, sagittal_joints, sagittal_partners
 from nil_jax.reference.prepare import resized
 from nil_jax.reference.segment import crop, square_crop
 from nil_jax.rendering import Camera, pixel_rays
@@ -72,7 +72,7 @@ def known_poses(name: str, number: int) -> list[dict]:
     env, rng = nil_jax.envs.make(name), np.random.default_rng(0)
     ious, seconds, sides = [], [], []
     joints = sagittal_joints(env.mj_model, env.start_qpos)
-    partners = mirror_joints(env.mj_model, joints)
+    partners = sagittal_partners(env.mj_model, joints)
     for _ in range(number):
         qpos, camera = draw(env, rng)
         mask = seen(env, qpos, camera)

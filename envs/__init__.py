@@ -5,11 +5,13 @@ if __name__ != "nil_jax.envs":
     raise ImportError(f"this package imports as nil_jax.envs, not as {__name__!r}; type: import nil_jax.envs")
 
 from nil_jax.envs.base import AutoResetWrapper, Env, State, VmapWrapper
+from nil_jax.envs.body import Body
 from nil_jax.envs.registry import make, robots
 from nil_jax.envs.robot import EnvConfig, RobotEnv, RobotSpec, forward_kinematics, grounded
 
 __all__ = [
     "AutoResetWrapper",
+    "Body",
     "Env",
     "EnvConfig",
     "RobotEnv",

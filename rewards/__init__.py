@@ -14,7 +14,7 @@ from nil_jax.rewards.composite import (
     video_term,
 )
 from nil_jax.rewards.embedding import Encoder, Pooling, clip_indices, embed_clips, load_encoder
-from nil_jax.rewards.masks import mask_iou, soft_mask_iou
+from nil_jax.rewards.masks import mask_iou, outline_similarity, soft_mask_iou
 from nil_jax.rewards.regularizers import action_rate, foot_slip, tilt, torque, velocity
 from nil_jax.rewards.similarity import cosine_similarity, l2_similarity
 
@@ -34,6 +34,7 @@ __all__ = [
     "load_encoder",
     "mask_iou",
     "mask_terms",
+    "outline_similarity",
     "regularizer_terms",
     "soft_mask_iou",
     "tilt",

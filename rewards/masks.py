@@ -1,5 +1,7 @@
 """How well two silhouettes overlap.  Axes: H W image; any leading axes are batch."""
 
+import math
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -51,6 +53,42 @@ def soft_mask_iou(
     return sum(_ratio(overlap, total - overlap) for overlap in overlaps) / len(scales)
 
 
+def outline_similarity(
+    mask: Bool[Array, "*batch h w"] | Float[Array, "*batch h w"],
+    ref_mask: Bool[Array, "*batch h w"] | Float[Array, "*batch h w"],
+    cell: int = 8,
+    directions: int = 6,
+) -> Float[Array, "*batch"]:
+    """How alike the outlines of two silhouettes run, cell by cell, in [0, 1].
+
+        S = h . h_ref / (|h| |h_ref|),    h[i, k] = sum over cell i of |g|^(1/2) max(0, cos 2 (theta - pi k / K))^2
+
+    with g the gradient of the mask after a binomial blur and theta its direction, whose sign does not matter:
+    histograms of oriented gradients (Dalal and Triggs, 2005) of the outline. Where IoU asks how much of a thin limb
+    lies on the other, this asks whether there is a limb of that slope nearby, and so forgives a slightly wrong camera.
+    Not published in arXiv 2503.10626: ours. Two empty masks score 1, one empty mask 0.
+
+    Args:
+        mask: the agent's silhouette; float masks hold coverage in [0, 1].
+        ref_mask: the reference's silhouette at the same time.
+        cell: side of the cells, px, even; they overlap by half.
+        directions: K, bins of directions in half a turn.
+
+    Raises:
+        ValueError: a cell that is odd or empty, or fewer than 2 directions.
+    """
+    if cell < 2 or cell % 2:
+        raise ValueError(f"cell: expected an even number of px, got {cell}")
+    if directions < 2:
+        raise ValueError(f"directions: expected 2 or more, got {directions}")
+    h, ref_h = _outline_histogram(mask, cell, directions), _outline_histogram(ref_mask, cell, directions)
+    axes = (-3, -2, -1)
+    norms = jnp.sqrt(jnp.sum(jnp.square(h), axis=axes) * jnp.sum(jnp.square(ref_h), axis=axes))
+    cosine = jnp.minimum(_ratio(jnp.sum(h * ref_h, axis=axes), norms), 1.0)
+    is_empty, ref_is_empty = ~jnp.any(h > 0, axis=axes), ~jnp.any(ref_h > 0, axis=axes)
+    return jnp.where(is_empty | ref_is_empty, (is_empty & ref_is_empty).astype(jnp.float32), cosine)
+
+
 def check_scales(scales: tuple[int, ...], name: str = "scales") -> None:
     """Raise ValueError unless `scales` are cell sizes that `soft_mask_iou` takes."""
     if not scales or any(scale < 1 or (scale > 1 and scale % 2) for scale in scales):
@@ -75,3 +113,25 @@ def _cells(image: Float[Array, "*batch h w"], scale: int) -> Float[Array, "*batc
     sums = jnp.sum(padded.reshape(*batch, rows, half, cols, half), axis=(-3, -1))
     sums = sums[..., 1:, :] + sums[..., :-1, :]
     return (sums[..., 1:] + sums[..., :-1]) / 4.0
+
+
+def _outline_histogram(
+    mask: Bool[Array, "*batch h w"] | Float[Array, "*batch h w"], cell: int, directions: int
+) -> Float[Array, "*batch k rows cols"]:
+    """Of each cell how much outline runs in each direction."""
+    coverage = jnp.pad(mask.astype(jnp.float32), [(0, 0)] * (mask.ndim - 2) + [(2, 2), (2, 2)])
+    rows = (coverage[..., :-2, :] + 2.0 * coverage[..., 1:-1, :] + coverage[..., 2:, :]) / 4.0
+    blurred = (rows[..., :-2] + 2.0 * rows[..., 1:-1] + rows[..., 2:]) / 4.0  # one pixel wider than the mask
+    dx = (blurred[..., 1:-1, 2:] - blurred[..., 1:-1, :-2]) / 2.0
+    dy = (blurred[..., 2:, 1:-1] - blurred[..., :-2, 1:-1]) / 2.0
+    squared = jnp.square(dx) + jnp.square(dy)
+    is_flat = squared == 0
+    squared = jnp.where(is_flat, 1.0, squared)
+    # The doubled angle: a direction and its opposite are the same.
+    cosine, sine = (jnp.square(dx) - jnp.square(dy)) / squared, 2.0 * dx * dy / squared
+    strength = jnp.where(is_flat, 0.0, squared**0.25)
+    votes = [
+        strength * jnp.square(jnp.maximum(cosine * math.cos(angle) + sine * math.sin(angle), 0.0))
+        for angle in (2.0 * math.pi * k / directions for k in range(directions))
+    ]
+    return jnp.stack([_cells(vote, cell) for vote in votes], axis=-3)

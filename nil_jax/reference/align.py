@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from nil_jax import envs
+from nil_jax.envs.body import mirror_joints
 from nil_jax.rendering import Camera, make_scene, render_masks, side_camera
 
 # Parameters: log, image heights twice, log, rad, rad from here on.
@@ -168,7 +169,7 @@ class _Problem:
         self.start = np.array(env.start_qpos, np.float32)
         self.start[:2], self.start[3:7] = 0.0, (1.0, 0.0, 0.0, 0.0)
         angles = self.start[7 + self.joints]
-        swapped = angles[mirror_joints(env.mj_model, self.joints)]
+        swapped = angles[sagittal_partners(env.mj_model, self.joints)]
         self.means = np.stack([np.concatenate([np.zeros(JOINTS), a]).astype(np.float32) for a in (angles, swapped)])
         self.spread = np.array([*SPREAD_CAMERA, *[SPREAD_JOINTS] * len(self.joints)])
         self._goal = np.asarray(_box(jnp.asarray(mask)[None])[0])
@@ -246,20 +247,10 @@ def sagittal_joints(mj_model: mujoco.MjModel, qpos: Float[np.ndarray, " nq"]) ->
     return mj_model.jnt_qposadr[across] - 7
 
 
-def mirror_joints(mj_model: mujoco.MjModel, joints: np.ndarray) -> np.ndarray:
-    """For each joint the one on the other side of the body (itself, where there is none), as an index into `joints`.
-
-    Sides are read off the model's zero pose: a partner's anchor and axis are mirrored at the plane y = 0 of the base,
-    the anchor to a centimetre.
-    """
-    data = mujoco.MjData(mj_model)
-    mujoco.mj_kinematics(mj_model, data)
-    ids = np.flatnonzero(np.isin(mj_model.jnt_qposadr, 7 + joints))
-    anchors, axes = data.xanchor[ids] - data.qpos[:3], data.xaxis[ids]
-    gap = np.linalg.norm(anchors[:, None] * [1, -1, 1] - anchors[None], axis=-1)
-    gap += np.where((axes * [-1, 1, -1]) @ axes.T > 0.9, 0.0, 1.0)  # an axis is a pseudovector: so it is mirrored
-    partner = gap.argmin(1)
-    return np.where(gap.min(1) < 0.01, partner, np.arange(len(joints)))
+def sagittal_partners(mj_model: mujoco.MjModel, joints: np.ndarray) -> np.ndarray:
+    """For each of some joints the one on the other side of the body, as an index into `joints`."""
+    partner, _ = mirror_joints(mj_model)
+    return np.searchsorted(joints, partner[joints])
 
 
 def nominal_camera(mj_model: mujoco.MjModel, qpos: Float[np.ndarray, " nq"], geom_ids: np.ndarray) -> Camera:

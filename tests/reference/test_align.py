@@ -7,7 +7,7 @@ import pytest
 
 from nil_jax import envs
 from nil_jax.reference import fit_start, read_video, segment_uniform
-from nil_jax.reference.align import faces_left, mirror_joints, nominal_camera, sagittal_joints, soft_iou
+from nil_jax.reference.align import faces_left, nominal_camera, sagittal_joints, sagittal_partners, soft_iou
 from nil_jax.reference.prepare import resized
 from nil_jax.reference.segment import crop, square_crop
 from nil_jax.rendering import Camera, pixel_rays
@@ -68,7 +68,7 @@ def ray_mask(env, qpos, camera, size=64):
 def test_sagittal_joints_and_their_partners_are_found(biped):
     joints = sagittal_joints(biped.mj_model, biped.start_qpos)
     assert [biped.joint_names[j] for j in joints] == ["left_hip", "left_knee", "right_hip", "right_knee"]
-    np.testing.assert_array_equal(mirror_joints(biped.mj_model, joints), [2, 3, 0, 1])
+    np.testing.assert_array_equal(sagittal_partners(biped.mj_model, joints), [2, 3, 0, 1])
 
 
 def test_soft_iou_agrees_with_counting_pixels():

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nil_jax.rewards import mask_iou, soft_mask_iou
+from nil_jax.rewards import mask_iou, outline_similarity, soft_mask_iou
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
+HISTOGRAM_ROUNDING = 1e-5  # fourth roots of float32 sums of 16 pixels, summed over a few hundred of them
 ROUNDING = 1e-6  # sums of a few hundred pixels are exact in float32; only the quotient and the mean over scales round
 
 
@@ -61,10 +62,59 @@ def test_soft_iou_at_one_pixel_is_plain_iou():
     np.testing.assert_allclose(soft_mask_iou(a, b, (1,)), mask_iou(a, b), atol=ROUNDING)
 
 
-@pytest.mark.parametrize("iou", [mask_iou, soft_mask_iou])
+def loop_outlines(mask, cell, directions):
+    """The histogram of `outline_similarity`, pixel by pixel."""
+    height, width = mask.shape
+    padded = np.pad(mask.astype(float), 3)
+    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
+
+    def blurred(row, col):
+        return (kernel * padded[row + 2 : row + 5, col + 2 : col + 5]).sum()
+
+    votes = np.zeros((height, width, directions))
+    for row in range(height):
+        for col in range(width):
+            dx = (blurred(row, col + 1) - blurred(row, col - 1)) / 2
+            dy = (blurred(row + 1, col) - blurred(row - 1, col)) / 2
+            for k in range(directions):
+                along = np.cos(2 * (np.arctan2(dy, dx) - np.pi * k / directions))
+                votes[row, col, k] = np.hypot(dx, dy) ** 0.5 * max(0.0, along) ** 2
+    half = cell // 2
+    starts = [range(half - cell, size, half) for size in mask.shape]
+    return np.array(
+        [votes[max(r, 0) : r + cell, max(c, 0) : c + cell].sum((0, 1)) for r in starts[0] for c in starts[1]]
+    ).ravel()
+
+
+@pytest.mark.parametrize(("shape", "cell", "directions"), [((16, 16), 8, 6), ((13, 18), 4, 5)])
+def test_outline_similarity_equals_a_numpy_loop(shape, cell, directions):
+    a, b = random_masks((3, *shape))
+    expected = []
+    for x, y in zip(a, b, strict=True):
+        h, ref_h = loop_outlines(x, cell, directions), loop_outlines(y, cell, directions)
+        expected.append(h @ ref_h / np.sqrt((h @ h) * (ref_h @ ref_h)))
+    found = jax.jit(outline_similarity, static_argnums=(2, 3))(jnp.asarray(a), jnp.asarray(b), cell, directions)
+    np.testing.assert_allclose(found, expected, atol=HISTOGRAM_ROUNDING)
+
+
+def test_outline_similarity_sees_slopes_that_the_overlap_does_not():
+    rows, cols = np.mgrid[:32, :32]
+    upright, beside, leaning = (abs(cols - at) < 1.5 for at in (14.0, 17.0, 14.0 + 0.5 * (rows - 16)))
+    near, turned = (outline_similarity(jnp.asarray(upright), jnp.asarray(other)) for other in (beside, leaning))
+    assert near > turned
+    assert mask_iou(jnp.asarray(upright), jnp.asarray(beside)) < mask_iou(jnp.asarray(upright), jnp.asarray(leaning))
+
+
+@pytest.mark.parametrize(("wrong", "named"), [({"cell": 3}, "cell"), ({"cell": 0}, "cell"), ({"directions": 1}, "dir")])
+def test_outline_similarity_refuses_what_makes_no_histogram(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        outline_similarity(jnp.ones((8, 8), bool), jnp.ones((8, 8), bool), **wrong)
+
+
+@pytest.mark.parametrize("iou", [mask_iou, soft_mask_iou, outline_similarity])
 def test_equal_masks_score_one_and_an_empty_one_scores_zero(iou):
     full, empty = jnp.ones((8, 8), bool), jnp.zeros((8, 8), bool)
-    assert iou(full, full) == 1.0
+    np.testing.assert_allclose(iou(full, full), 1.0, atol=ROUNDING)
     assert iou(full, empty) == 0.0
     assert iou(empty, empty) == 1.0
 
