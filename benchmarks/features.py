@@ -41,21 +41,25 @@ class Embedder:
 
 
 def embedding_rewards(
-    strides: tuple[int, ...], agent: np.ndarray, reference: np.ndarray, bank: np.ndarray
+    strides: tuple[int, ...], agent: np.ndarray, reference: np.ndarray, bank: np.ndarray, *, made_for_l2: bool = False
 ) -> dict[str, np.ndarray]:
-    """Published and calibrated similarities [M] of embeddings [strides, M, D].
+    """Similarities [M] of embeddings [strides, M, D], published and calibrated.
 
     Centred: the mean over a bank of clips [strides, N, D] is taken off first. Whitened: each channel is divided by its
-    deviation over the bank, too.
+    deviation over the bank, too. An encoder that is made for L2 is judged by that alone.
     """
     found = {}
     for stride, z, ref, others in zip(strides, agent, reference, bank, strict=True):
         mean, deviation = others.mean(0), others.std(0)
         deviation = np.maximum(deviation, 1e-3 * deviation.max())
         scale = float(np.linalg.norm(others - mean, axis=-1).mean())
+        l2 = l2_similarity(jnp.asarray(z), jnp.asarray(ref), scale)
+        if made_for_l2:
+            found[f"student, every {stride}: L2"] = np.asarray(l2, float)
+            continue
         pairs = {
             "cosine (published)": cosine_similarity(jnp.asarray(z), jnp.asarray(ref)),
-            "L2 (published)": l2_similarity(jnp.asarray(z), jnp.asarray(ref), scale),
+            "L2 (published)": l2,
             "cosine, centred": cosine_similarity(jnp.asarray(z - mean), jnp.asarray(ref - mean)),
             "cosine, whitened": cosine_similarity(
                 jnp.asarray((z - mean) / deviation), jnp.asarray((ref - mean) / deviation)

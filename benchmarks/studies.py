@@ -40,7 +40,7 @@ class Study:
     constant: dict[str, np.ndarray]
     sweeps: dict[str, np.ndarray]
     strength: np.ndarray  # [M]
-    distance: np.ndarray  # [M] robot heights; nan for another robot's
+    distance: np.ndarray  # [M] robot sizes; nan for another robot's
     right: np.ndarray  # [M] bool
     rewards: dict[str, dict[str, np.ndarray]]  # domain -> candidate -> [M]
     cost: dict[str, float]  # candidate -> us a clip
@@ -169,7 +169,8 @@ def embedded(
     poses = gait.body.qpos(gait.at(phase[:, None] + families.ticks(encoder.length)))
     reference, _ = encoder(renderer(gait.body, camera(gait.body), side), poses)
     joint = np.concatenate(agent, axis=1), reference[:, which], np.concatenate(bank, axis=1)
-    return embedding_rewards(encoder.strides, *joint), microseconds
+    made_for_l2 = encoder.encoder.similarity == "l2"
+    return embedding_rewards(encoder.strides, *joint, made_for_l2=made_for_l2), microseconds
 
 
 def renderer_of(body: Body, size: int = SIZE) -> Ours:
@@ -191,7 +192,7 @@ def bank_of(name: str, gaits: dict[str, Gait], eye: Camera) -> Bank:
 
 
 def true_distances(gait: Gait, clips: Iterable[Clips]) -> np.ndarray:
-    """[M], in robot heights."""
+    """[M], in robot sizes."""
     body, found = gait.body, []
     for made in clips:
         if made.body is not body:

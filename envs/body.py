@@ -33,7 +33,7 @@ class Body:
         env: The robot.
 
     Attributes:
-        height: Of the robot in its default pose, m.
+        size: Of the robot in its default pose, m: the longer of its height and its length.
         keypoint_twins: For each keypoint the one on the other side (itself, in the middle), [K].
     """
 
@@ -53,7 +53,8 @@ class Body:
         self._end_bodies = self._bodies[owner]
         ends = [len(labels) + 2 * owner.index(twins[index]) + end for index in owner for end in (0, 1)]
         self.keypoint_twins: Int[np.ndarray, " K"] = np.array(twins + ends)
-        self.height = float(_corners(model, data, env.robot_geom_ids)[:, 2].max())
+        corners = _corners(model, data, env.robot_geom_ids)
+        self.size = float(max(corners[:, 2].max(), np.ptp(corners[:, 0])))
 
     def mirrored(self, coords: Float[np.ndarray, "*n D"]) -> Float[np.ndarray, "*n D"]:
         """Coordinates of the left/right mirror image."""
@@ -89,15 +90,15 @@ class Body:
         return tuple(np.concatenate(leaves)[: len(qpos)] for leaves in zip(*parts, strict=True))
 
     def keypoints(self, qpos: Float[np.ndarray, "*n nq"]) -> Float[np.ndarray, "*n K 3"]:
-        """Keypoints as the camera sees them, which follows the base's x, in robot heights."""
+        """Keypoints as the camera sees them, which follows the base's x, in robot sizes."""
         flat = qpos.reshape(-1, qpos.shape[-1])
-        points = (self.kinematics(flat)[3] - flat[:, None, :3] * [1, 0, 0]) / self.height
+        points = (self.kinematics(flat)[3] - flat[:, None, :3] * [1, 0, 0]) / self.size
         return points.reshape(*qpos.shape[:-1], *points.shape[1:])
 
     def distance(
-        self, points: Float[np.ndarray, "*n T K 3"], ref_points: Float[np.ndarray, "*n T K 3"]
-    ) -> Float[np.ndarray, "*n"]:
-        """How far motions are apart, in robot heights.
+        self, points: Float[np.ndarray, "*#n T K 3"], ref_points: Float[np.ndarray, "*#n T K 3"]
+    ) -> Float[np.ndarray, "..."]:
+        """How far motions are apart, in robot sizes.
 
             d = min over {motion, its left/right mirror} of sqrt(mean over T and K of |p - p_ref|^2)
 

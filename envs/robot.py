@@ -201,7 +201,8 @@ class RobotEnv(Env):
         return qpos
 
     def _on_floor(self, qpos: np.ndarray) -> np.ndarray:
-        """`grounded` by the C engine, which needs no compilation."""
+        """`grounded` by the C engine, which needs no compilation; joints within their limits."""
+        qpos = np.concatenate([qpos[:7], np.clip(qpos[7:], *self.joint_range.T)])
         data = mujoco.MjData(self.mj_model)
         data.qpos[:] = qpos
         mujoco.mj_kinematics(self.mj_model, data)

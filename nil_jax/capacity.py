@@ -14,16 +14,17 @@ import mujoco
 import numpy as np
 from mujoco.mjx import warp as mjx_warp
 
+from nil_jax.rewards import Encoder
 from nil_jax.rollout import ImitationEnv
 
 MASK_BYTES = 2 + 8 + 26  # a pixel's bytes: robot and reference, their coverage in float32, the renderer's work
 FRAME_BYTES = 3 + 40  # colours, the renderer's work
-CLIP_COPIES = 4  # of the frames that an encoder sees: running and first states, and both again while a step is written
+CLIP_COPIES = 4  # of what an encoder keeps of frames: running and first states, and both again while a step is written
 RENDERERS = ("jax", "warp")
 CALLS = 3  # timed calls of each renderer; the fastest counts
 
 
-def picture_bytes(num_envs: int, height: int, width: int, *, frame_size: int = 0, num_frames: int = 0) -> int:
+def picture_bytes(num_envs: int, height: int, width: int, *, frame_size: int = 0, clip_bytes: int = 0) -> int:
     """Estimates the memory that pictures take at a reward tick: masks, frames, clips and the renderer's work.
 
     The encoder's activations, the physics and the learner come on top.
@@ -33,10 +34,17 @@ def picture_bytes(num_envs: int, height: int, width: int, *, frame_size: int = 0
         height: of a mask, px.
         width: of a mask, px.
         frame_size: side of the frames for the encoder, px; 0 without one.
-        num_frames: frames of the encoder's clip.
+        clip_bytes: what the encoder keeps of the frames of one clip.
     """
-    clips = CLIP_COPIES * 3 * num_frames
-    return num_envs * (MASK_BYTES * height * width + (FRAME_BYTES + clips) * frame_size**2)
+    return num_envs * (MASK_BYTES * height * width + FRAME_BYTES * frame_size**2 + CLIP_COPIES * clip_bytes)
+
+
+def clip_bytes(encoder: Encoder) -> int:
+    """What an encoder keeps of the frames of one clip."""
+    side = encoder.image_size
+    frames = jax.ShapeDtypeStruct((1, encoder.num_frames, side, side, 3), jnp.uint8)
+    kept = jax.eval_shape(encoder.kept, frames)
+    return kept.size * kept.dtype.itemsize
 
 
 def check_memory(env: ImitationEnv, num_envs: int, setting: str = "num_envs", per_setting: int = 1) -> None:
@@ -55,7 +63,8 @@ def check_memory(env: ImitationEnv, num_envs: int, setting: str = "num_envs", pe
     if env.reference is None or available is None:
         return
     height, width = env.reference.masks.shape[1:]
-    sizes = {} if env.encoder is None else {"frame_size": env.encoder.image_size, "num_frames": env.encoder.num_frames}
+    encoder = env.encoder
+    sizes = {} if encoder is None else {"frame_size": encoder.image_size, "clip_bytes": clip_bytes(encoder)}
     needed = picture_bytes(num_envs, height, width, **sizes)
     if needed > available:
         fitting = max(1, num_envs * available // needed // per_setting)

@@ -9,9 +9,9 @@ import itertools
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -21,7 +21,8 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from nil_jax import __version__
 from nil_jax.cache import use_compilation_cache
-from nil_jax.config import PRESETS, Config, preset
+from nil_jax.config import PRESETS, REWARDS, Config, preset
+from nil_jax.distill import DistillConfig
 from nil_jax.reference import GenerateConfig, ReferenceConfig
 from nil_jax.rewards import Pooling
 
@@ -191,6 +192,7 @@ def train(
     output: Output,
     config: Settings = Config(),  # noqa: B008 (frozen)
     preset: Literal["cpu", "gpu"] = "cpu",
+    reward: Literal["default", "paper"] = "default",
     resume: bool = False,
 ) -> None:
     """Train a policy to move like the robot in a video.
@@ -201,11 +203,12 @@ def train(
         output: folder of the run.
         config: settings.
         preset: settings to start from; single flags change them.
+        reward: terms and weights to start from; paper has those of arXiv 2503.10626.
         resume: go on with the run in the output folder.
     """
     import nil_jax
 
-    del preset  # `main` has read it: it sets the defaults of the other flags
+    del preset, reward  # `main` has read them: they set the defaults of the other flags
     nil_jax.train(nil_jax.envs.make(robot, config.env), video, config=config, output=output, resume=resume)
 
 
@@ -261,6 +264,45 @@ def render(run: RunFolder, *, output: Output, seed: int = 0, size: int = 320) ->
     ERR.print(f"wrote {output}", highlight=False)
 
 
+def distill(
+    robots: Positional[Annotated[list[str], arg(metavar="ROBOT [ROBOT ...]")]],
+    *,
+    output: Output,
+    teacher: str = "i3d",
+    config: OmitArgPrefixes[DistillConfig] = DistillConfig(),  # noqa: B008 (frozen)
+    json_output: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Teach a small encoder what a large one sees of these robots, and where their bodies are.
+
+    Args:
+        robots: names or paths of MJCF files.
+        output: folder to make; then train with --encoder FOLDER.
+        teacher: i3d, i3d:LAYER, or folder or id of a TimeSformer; none for poses alone.
+        config: settings.
+        json_output: print one JSON object on standard output.
+    """
+    from nil_jax.distill import distill
+    from nil_jax.envs import make
+    from nil_jax.rewards import load_encoder
+
+    _check_new(output)
+    loaded = None if teacher == "none" else load_encoder(teacher)
+    with Progress(console=ERR, transient=True, disable=not ERR.is_terminal) as bar:
+        task = bar.add_task("start", total=1.0)
+        found = distill(
+            [make(robot) for robot in robots],
+            loaded,
+            output,
+            config=config,
+            progress=lambda stage, part: bar.update(task, description=stage, completed=part),
+        )
+    if json_output:
+        print(json.dumps(found))
+    else:
+        learned = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
+        ERR.print(f"{output}: {learned}; type: --encoder {output}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _check_new(output: Path, endings: tuple[str, ...] = ()) -> None:
     if endings and output.suffix.lower() not in endings:
         raise ValueError(f"output: expected a name that ends in {' or '.join(endings)}, got {output}")
@@ -275,6 +317,7 @@ COMMANDS = {
     "frame": frame,
     "generate": generate,
     "prepare": prepare,
+    "distill": distill,
     "train": train,
     "eval": evaluate,
     "render": render,
@@ -326,9 +369,13 @@ def _parsed(argv: list[str]) -> Callable[[], None]:
 
 
 def _with_preset(argv: list[str]):
-    """The command `train` with the defaults of the preset that the arguments name."""
-    name = next((b for a, b in itertools.pairwise(argv) if a == "--preset"), "cpu")
-    chosen = preset(name if name in PRESETS else "cpu")  # an unknown name is refused by the parser
+    """The command `train` with the defaults of the preset and the reward that the arguments name."""
+
+    def named(flag: str, known: Mapping[str, Any], usual: str) -> str:
+        name = next((b for a, b in itertools.pairwise(argv) if a == flag), usual)
+        return name if name in known else usual  # an unknown name is refused by the parser
+
+    chosen = preset(named("--preset", PRESETS, "cpu")).with_fields(reward=named("--reward", REWARDS, "default"))
     signature = inspect.signature(train)
     parameters = [p.replace(default=chosen) if p.name == "config" else p for p in signature.parameters.values()]
 

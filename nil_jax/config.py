@@ -22,7 +22,7 @@ class TrainConfig:
     num_evals: int = 10  # evaluations over the run, the last one at its end; a checkpoint is saved with each
     num_eval_envs: int = 16
     checkpoint_replay: bool = True  # exact resume needs the replay; without it checkpoints are small
-    encoder: str | None = None  # i3d[:LAYER], or folder or Hugging Face id of a TimeSformer; None: no video term
+    encoder: str | None = "student"  # or i3d[:LAYER], or folder or id of a student or TimeSformer; None: no video term
     encoder_pooling: Pooling | None = None  # None: cls of a TimeSformer, mean of I3D
 
     def __post_init__(self):
@@ -53,9 +53,16 @@ class Config:
     def with_fields(self, **values: Any) -> "Config":
         """A copy with single fields changed, each named without its part: `config.with_fields(num_envs=128)`.
 
+        `reward="paper"` (or "default") sets all fields of the reward first.
+
         Raises:
-            ValueError: an unknown field.
+            ValueError: an unknown field or reward.
         """
+        if "reward" in values:
+            name = values.pop("reward")
+            if name not in REWARDS:
+                raise ValueError(f"reward: expected one of {', '.join(REWARDS)}, got {name!r}")
+            return dataclasses.replace(self, reward=REWARDS[name]).with_fields(**values)
         parts = {}
         for part, settings in PARTS.items():
             known = {f.name for f in dataclasses.fields(settings)}
@@ -74,6 +81,8 @@ PARTS = {
     "reward": RewardConfig,
     "learner": LearnerConfig,
 }
+
+REWARDS = {"default": RewardConfig(), "paper": RewardConfig.paper()}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {},

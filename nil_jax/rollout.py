@@ -56,7 +56,7 @@ class ImitationEnv(VmapWrapper):
     ):
         reward = reward or RewardConfig()
         self.encoder = encoder if reward.uses_video else None
-        self.reward = reward if self.encoder is not None else replace(reward, video_weight=0.0)
+        self.reward = _fitting(reward, self.encoder)
         self.reference = reference
         if reference is not None:
             reference.check_robot(env)
@@ -88,7 +88,9 @@ class ImitationEnv(VmapWrapper):
         if self.encoder is not None:
             # As on the reference's side: before the first frame of a clip stands the first frame again.
             shape = (len(state.reward), self.encoder.num_frames, *self._first_frame.shape)
-            info["clip"] = jnp.broadcast_to(self._first_frame.astype(jnp.uint8), shape)
+            frames = jnp.broadcast_to(self._first_frame.astype(jnp.uint8), shape)
+            first = self.encoder.kept(frames[:1, :1])
+            info["clip"] = jnp.broadcast_to(first, (*shape[:2], *first.shape[2:]))
         metrics = state.metrics | {name: jnp.zeros(state.reward.shape) for name in self._logged_names}
         return state.replace(obs=self._with_clock(state.obs, info["clock"]), metrics=metrics, info=info)
 
@@ -165,7 +167,7 @@ class ImitationEnv(VmapWrapper):
     @property
     def _logged_names(self) -> list[str]:
         terms = ["mask", "offset", *rewards.REGULARIZER_TERMS]
-        terms += [term for term in ("soft_mask", "video") if self.reward.weight(term) > 0]
+        terms += [term for term in rewards.IMAGE_TERMS if term != "mask" and self.reward.weight(term) > 0]
         return [f"reward/{term}" for term in terms]
 
     def _look(self, state: State, clock: Array, clip: Array | None) -> tuple[dict[str, Array], Array | None]:
@@ -174,8 +176,8 @@ class ImitationEnv(VmapWrapper):
         if self.encoder is None:
             return terms, clip
         frame = self.pictures(state.data, self.encoder.image_size)
-        clip = jnp.concatenate([clip[:, 1:], frame[:, None]], axis=1)
-        z = self.encoder.embed(self.encoder.params, clip)
+        clip = jnp.concatenate([clip[:, 1:], self.encoder.kept(frame)[:, None]], axis=1)
+        z = self.encoder.embed_kept(clip)
         return terms | rewards.video_term(self.reward, z, self._ref_embeddings[index]), clip
 
     def _no_look(self, state: State, clock: Array, clip: Array | None) -> tuple[dict[str, Array], Array | None]:
@@ -201,6 +203,15 @@ class ImitationEnv(VmapWrapper):
         elapsed = (clock % length if self.reference.loop else clock).astype(jnp.float32)[:, None]
         angle = 2 * np.pi * self.dt * elapsed * jnp.array([CLOCK_FREQUENCIES], jnp.float32)
         return jnp.concatenate([obs, elapsed / length, jnp.sin(angle), jnp.cos(angle)], axis=1)
+
+
+def _fitting(reward: RewardConfig, encoder: Encoder | None) -> RewardConfig:
+    """The reward with the encoder's own similarity where the settings leave it open, and no video term without one."""
+    if encoder is None:
+        return replace(reward, video_weight=0.0)
+    if reward.video_similarity != "auto":
+        return reward
+    return replace(reward, video_similarity=encoder.similarity, video_l2_scale=encoder.scale)
 
 
 def _control_steps_per_tick(env: RobotEnv, reference: Reference) -> int:

@@ -185,7 +185,8 @@ def train(
         source_fps: frames per second of an array or folder.
         encoder: embeds clips for the video term, instead of the one that the config names.
         progress: show a progress bar.
-        **overrides: single fields of `config`, as in `train(env, video, num_timesteps=300_000)`.
+        **overrides: single fields of `config`, as in `train(env, video, num_timesteps=300_000)`; `reward="paper"` for
+            the published terms.
 
     Returns:
         The trained policy, its evaluation and the final learner state.
@@ -221,7 +222,7 @@ def train(
 
 def _encoder(config: Config, run: Run) -> Encoder | None:
     if config.train.encoder is None or not config.reward.uses_video:
-        run.say("video term off: no encoder is set (--encoder i3d, or a TimeSformer checkpoint)")
+        run.say("video term off: no encoder is set, or its weight is 0 (--encoder student, i3d, or a TimeSformer)")
         return None
     return load_encoder(config.train.encoder, config.train.encoder_pooling)
 

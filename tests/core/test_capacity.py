@@ -32,7 +32,7 @@ def test_the_estimate_covers_what_the_compiler_plans(tiny_env, tiny_reference):
 def test_frames_and_clips_count():
     masks = capacity.picture_bytes(2, 10, 20)
     assert capacity.picture_bytes(4, 10, 20) == 2 * masks
-    clip = capacity.picture_bytes(2, 10, 20, frame_size=8, num_frames=5) - masks
+    clip = capacity.picture_bytes(2, 10, 20, frame_size=8, clip_bytes=5 * 8 * 8 * 3) - masks
     assert clip > 2 * 5 * 8 * 8 * 3
 
 
@@ -48,7 +48,7 @@ def test_pictures_that_do_not_fit_are_refused_before_anything_is_written(
 ):
     monkeypatch.setattr(capacity, "device_bytes", lambda: 10_000_000)
     with pytest.raises(ValueError, match=message):
-        nil_jax.train(tiny_env, tiny_reference, output=tmp_path / "run", progress=False, **settings)
+        nil_jax.train(tiny_env, tiny_reference, output=tmp_path / "run", progress=False, video_weight=0.0, **settings)
     assert not (tmp_path / "run").exists()
 
 

@@ -43,7 +43,7 @@ def test_package_list_holds_every_folder_with_code():
     with (ROOT / "pyproject.toml").open("rb") as file:
         settings = tomllib.load(file)["tool"]["setuptools"]
     folders = {"nil_jax": "nil_jax", "envs": "nil_jax.envs", "rewards": "nil_jax.rewards"}
-    found = {"nil_jax.envs.assets"}  # files without code
+    found = {"nil_jax.envs.assets", "nil_jax.rewards.assets"}  # files without code
     for init in [path for top in folders for path in (ROOT / top).rglob("__init__.py")]:
         top, *below = init.parent.relative_to(ROOT).parts
         found.add(".".join([folders[top], *below]))

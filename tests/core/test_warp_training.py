@@ -15,7 +15,8 @@ from nil_jax.rollout import collect
 
 FLAGS = (
     "--physics=warp --buffer-margin=1 --num-timesteps=128 --num-envs=8 --num-evals=1 --num-eval-envs=2 "
-    "--learning-starts=32 --batch-size=16 --grad-updates-per-step=1 --actor-hidden 8 --critic-hidden 8"
+    "--learning-starts=32 --batch-size=16 --grad-updates-per-step=1 --actor-hidden 8 --critic-hidden 8 "
+    "--video-weight=0"
 )
 NUM_ENVS = 3
 

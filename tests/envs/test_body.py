@@ -11,7 +11,7 @@ from nil_jax.envs import Body
 from nil_jax.envs.body import CLEARANCE, JOINTS, mirror_joints
 
 ROUNDING = 1e-12  # float64 sums of a few dozen values
-POSE_ROUNDING = 1e-5  # robot heights, or rad; kinematics in float32
+POSE_ROUNDING = 1e-5  # robot sizes, or rad; kinematics in float32
 BRAX = os.path.join(os.path.dirname(brax.__file__), "envs", "assets", "{}.xml")
 
 

@@ -64,7 +64,7 @@ def test_the_worst_step_that_has_not_fallen_is_worth_exactly_zero():
 
 
 def test_a_better_term_gives_a_larger_total():
-    terms, config = random_terms(), RewardConfig()
+    terms, config = random_terms(), RewardConfig(mask_weight=1.0, soft_mask_weight=1.0)
     for term in TERMS:
         better = terms | {term: terms[term] + 0.01}
         assert (combine(better, config, 1)[0] > combine(terms, config, 1)[0]).all()
@@ -160,5 +160,12 @@ def test_a_reward_without_any_weight_is_refused():
 def test_config_says_what_must_be_rendered():
     config = RewardConfig()
     assert config.uses_video and config.uses_masks
-    off = dataclasses.replace(config, video_weight=0.0, mask_weight=0.0, soft_mask_weight=0.0)
+    off = dataclasses.replace(config, **{f"{term}_weight": 0.0 for term in IMAGE_TERMS})
     assert not off.uses_video and not off.uses_masks
+
+
+def test_the_published_reward_is_the_sum_of_video_mask_and_regularisers():
+    config = RewardConfig.paper()
+    assert (config.video_weight, config.mask_weight, config.video_similarity) == (1.0, 1.0, "cosine")
+    assert config.soft_mask_weight == config.outline_weight == 0.0
+    assert sum(config.weight(term) for term in REGULARIZER_TERMS) == pytest.approx(1.0)
