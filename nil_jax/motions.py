@@ -72,7 +72,8 @@ def random_motions(body: Body, count: int, rng: np.random.Generator) -> Motions:
     style = rng.random(count)
     amplitude[style > 1 - STILL] = 0
     gait = (style < GAITS).astype(float)
-    frequency = np.exp(rng.uniform(*np.log(FREQUENCY), (count, size)))
+    slow, fast = np.log(FREQUENCY)
+    frequency = np.exp(rng.uniform(slow, fast, (count, size)))
     frequency = np.where(gait[:, None] > 0, frequency[:, :1], frequency)
     offset = rng.uniform(0, 2 * np.pi, (count, 2, size))
     return Motions(body, centre, amplitude, offset, frequency, np.zeros(count), gait)
