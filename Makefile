@@ -6,7 +6,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 DEMO := runs/demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow lint wheel bench clean
+.PHONY: setup demo test test-slow lint wheel bench student clean
 
 setup: $(VENV)/.installed
 
@@ -47,8 +47,14 @@ test-slow: wheel
 
 bench: setup
 	mkdir -p build/bench
-	for name in physics render align train; do $(BIN)/python benchmarks/$$name.py --quick --json build/bench/$$name.json; done
+	for name in physics render align reward_fidelity train; do $(BIN)/python benchmarks/$$name.py --quick --json build/bench/$$name.json; done
 	$(BIN)/python benchmarks/results.py build/bench/*.json > benchmarks/RESULTS.md
+
+# The encoder that ships in rewards/assets; about half an hour on two idle cores.
+student: setup
+	brax=$$($(BIN)/python -c "import brax, pathlib; print(pathlib.Path(brax.__file__).parent / 'envs' / 'assets')"); \
+	$(BIN)/nil-jax distill unitree_h1 unitree_a1 $$brax/ant.xml $$brax/humanoid.xml --teacher i3d \
+	    --num-steps 1600 --teacher-clips 1200 --output build/student
 
 clean:
 	rm -rf build runs *.egg-info

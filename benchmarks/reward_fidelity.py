@@ -1,7 +1,7 @@
 """How well rewards rank motions: similarities of pictures against the true distance of poses.
 
     python benchmarks/reward_fidelity.py [--quick | --full] [--json FILE] [--mocap FOLDER] [--loco FOLDER]
-                                         [--encoder FOLDER] [--only WORD ...]
+                                         [--encoder NAME] [--only WORD ...]
 
 References are real gaits of H1, A1 and Talos (../shared/mocap), seen by a follow camera. An agent's clip is a window of
 8 ticks at 25 Hz, compared with the reference's window that ends at the same tick. In the domain "same" our renderer
@@ -189,7 +189,7 @@ def main() -> None:
     command = common.parser(__doc__.splitlines()[0])
     command.add_argument("--mocap", type=Path, default=shared / "mocap", metavar="FOLDER")
     command.add_argument("--loco", type=Path, metavar="FOLDER", help="made by ../shared/robots/get_locomujoco.sh")
-    command.add_argument("--encoder", metavar="FOLDER", help="checkpoint of a clip encoder, to be judged as well")
+    command.add_argument("--encoder", default="student", help="what load_encoder takes, to be judged as well; or none")
     command.add_argument("--only", nargs="+", metavar="WORD", help="candidates whose names hold one of these")
     options = command.parse_args()
     size = "full" if options.full else "quick"
@@ -197,7 +197,7 @@ def main() -> None:
     names = [name for name in gaits if options.full or name in QUICK]
     words = options.only or [""]
     chosen = {n: c for n, c in CANDIDATES.items() if n == HARD or any(word in n for word in words)}
-    encoder = Embedder(load_encoder(options.encoder), STRIDES[size]) if options.encoder else None
+    encoder = Embedder(load_encoder(options.encoder), STRIDES[size]) if options.encoder != "none" else None
     started = time.perf_counter()
     studies = []
     for name in names:
