@@ -3,10 +3,9 @@
 The cross-entropy method: hundreds of candidates (camera scale, offset and distance, base pitch, joints that turn about
 the axis across the picture) are rendered at once and compared with the frame's mask; the best few set where to sample
 next. Many short searches say which few are worth a long one. A side view says little about the other joints, which
-keep their angles. Which leg is left and which is right shows only in the perspective: both are tried, and one frame
-told them apart in each of 26 poses of a real walk, also with another robot's mesh, seen from nine robot sizes and a
-pixel off; following the fit and its swap over the next frames was right in fewer. The robot is taken to face right;
-`faces_left` tells beforehand whether it does not.
+keep their angles. Which leg is left and which is right shows only in the perspective: both are tried, which is right in
+nearly all known poses (benchmarks/align.py); following the fit and its swap over the next frames was no better. The
+robot is taken to face right; `faces_left` tells beforehand whether it does not.
 
 Axes: N candidates, P parameters, L levels of coarseness, H rows, W columns.
 """
