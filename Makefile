@@ -50,11 +50,11 @@ bench: setup
 	for name in physics render align reward_fidelity train; do $(BIN)/python benchmarks/$$name.py --quick --json build/bench/$$name.json; done
 	$(BIN)/python benchmarks/results.py build/bench/*.json > benchmarks/RESULTS.md
 
-# The encoder that ships in rewards/assets; about half an hour on two idle cores.
+# The encoder that ships in rewards/assets; it took 49 minutes on two cores that did other work too.
 student: setup
 	brax=$$($(BIN)/python -c "import brax, pathlib; print(pathlib.Path(brax.__file__).parent / 'envs' / 'assets')"); \
 	$(BIN)/nil-jax distill unitree_h1 unitree_a1 $$brax/ant.xml $$brax/humanoid.xml --teacher i3d \
-	    --num-steps 1600 --teacher-clips 1200 --output build/student
+	    --output build/student
 
 clean:
 	rm -rf build runs *.egg-info

@@ -1,7 +1,10 @@
-"""Where this library keeps what it can make again: compiled programs and convex pieces of meshes."""
+"""Where this library keeps what it can make again: compiled programs, pieces of meshes, converted weights."""
 
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def cache_folder() -> Path:
@@ -17,3 +20,25 @@ def use_compilation_cache() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def keep(file: Path, write: Callable[[Any], Any]) -> None:
+    """Writes a file of the cache, under another name first: a reader never sees half of it.
+
+    A folder that cannot be written is no error: what is kept there can be made again.
+
+    Args:
+        file: Its folder is made.
+        write: Called with a binary stream.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    except OSError:
+        return
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+        os.replace(name, file)
+    except OSError:
+        Path(name).unlink(missing_ok=True)

@@ -80,7 +80,7 @@ def random_motions(body: Body, count: int, rng: np.random.Generator) -> Motions:
 
 
 def near(motions: Motions, rng: np.random.Generator) -> Motions:
-    """Each motion changed in one to three ways, from hardly to much: what a policy does that nearly imitates it."""
+    """Each motion changed in two ways on average, from hardly to much: what a policy does that nearly imitates it."""
     count, size = motions.centre.shape
     strength = {name: most * rng.random(count) ** 2 * rng.choice([-1, 1], count) for name, most in STRONGEST.items()}
     for name in strength:

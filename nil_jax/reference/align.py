@@ -104,7 +104,7 @@ def _problem(env: Any, mask: Bool[np.ndarray, "H W"]) -> "_Problem":
 
 
 def _halved(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "h w"]:
-    """At half the resolution; thin limbs stay. Small masks stay as they are."""
+    """At half the resolution, where thin limbs may break; small masks stay as they are."""
     height, width = mask.shape
     if min(height, width) < 2 * LEVELS[-1] or height % 2 or width % 2 or mask.sum() < 100:
         return mask

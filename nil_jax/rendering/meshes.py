@@ -9,15 +9,14 @@ nor good triangles.
 """
 
 import hashlib
-import os
-import tempfile
-from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial import ConvexHull, HalfspaceIntersection, QhullError
+
+from nil_jax.cache import cache_folder, keep
 
 _VERSION = b"1"  # of this file's arithmetic: a new one makes old cache entries unused
 
@@ -51,7 +50,7 @@ def convex_pieces(
     """
     config = config._replace(**{name: getattr(config, name) * round(size, 3) for name in ("gain", "tolerance", "cell")})
     content = _VERSION + vertices.astype("<f4").tobytes() + faces.astype("<i4").tobytes() + repr(config).encode()
-    root = Path(os.environ.get("NIL_JAX_CACHE") or Path.home() / ".cache" / "nil_jax")
+    root = cache_folder()
     file = root / "meshes" / f"{hashlib.sha256(content).hexdigest()[:32]}.npz"
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
@@ -59,23 +58,8 @@ def convex_pieces(
     except (OSError, ValueError, KeyError, BadZipFile):  # absent, or cut short by a full disk
         pieces = [_bounding_planes(points, config) for points in _cut(vertices, faces, config)]
         planes, lengths = np.concatenate(pieces), np.array([len(piece) for piece in pieces])
-        _store(file, planes=planes, lengths=lengths)
+        keep(file, lambda stream: np.savez(stream, planes=planes, lengths=lengths))
     return np.split(planes, np.cumsum(lengths)[:-1])
-
-
-def _store(file: Path, **arrays: np.ndarray) -> None:
-    """Writes under another name first: a reader never sees half a file. A folder that cannot be written is no error."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    except OSError:
-        return
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **arrays)
-        os.replace(name, file)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
 
 
 def _simplified(vertices: np.ndarray, faces: np.ndarray, cell: float) -> np.ndarray:
