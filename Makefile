@@ -47,7 +47,7 @@ test-slow: wheel
 
 bench: setup
 	mkdir -p build/bench
-	for name in physics render align reward_fidelity train; do $(BIN)/python benchmarks/$$name.py --quick --json build/bench/$$name.json; done
+	for name in physics render align encoder reward_fidelity train; do $(BIN)/python benchmarks/$$name.py --quick --json build/bench/$$name.json; done
 	$(BIN)/python benchmarks/results.py build/bench/*.json > benchmarks/RESULTS.md
 
 # The encoder that ships in rewards/assets; it took 49 minutes on two cores that did other work too.

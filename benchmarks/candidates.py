@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from pictures import PARTS, Pictures
 
-from nil_jax.rewards import mask_iou, outline_similarity, soft_mask_iou
+from nil_jax.rewards import RewardConfig, mask_iou, outline_similarity, soft_mask_iou
 
 MARGIN = 2  # ticks of the reference before and after the window
 SHRINKAGE = 0.1  # of the covariance towards a multiple of the identity
@@ -243,6 +243,7 @@ def mix(*parts: tuple[float, Candidate]) -> Candidate:
     return Candidate(lambda a, r, bank: sum(weight * part.function(a, r, bank) for weight, part in parts))
 
 
+DEFAULT = RewardConfig()
 HARD = "hard IoU (published)"
 CANDIDATES: dict[str, Candidate] = {
     HARD: framewise(mask_iou),
@@ -275,6 +276,8 @@ CANDIDATES: dict[str, Candidate] = {
     "blurred-mask cosine, whitened": mask_cosine(centred=True, white=True),
     "soft IoU per part (oracle)": Candidate(per_part, oracle=True),
 }
+TERM = "outline term of the default reward"
+CANDIDATES[TERM] = framewise(lambda a, b: jnp.exp((outline_similarity(a, b) - 1) / DEFAULT.outline_scale))
 OUTLINE, SOFT = CANDIDATES["outline similarity, 8 px"], CANDIDATES["soft IoU (1, 2, 4, 8)"]
 CHANGE, CHAMFER = CANDIDATES["mask change, signed cosine"], CANDIDATES["chamfer exp(-d/4), cut at 16 px"]
 CANDIDATES |= {

@@ -17,6 +17,7 @@ BATCH = 4  # clips in one call
 class Embedder:
     """An encoder that sees every `stride`-th tick, for several strides."""
 
+    name: str
     encoder: Encoder
     strides: tuple[int, ...]
 
@@ -41,7 +42,13 @@ class Embedder:
 
 
 def embedding_rewards(
-    strides: tuple[int, ...], agent: np.ndarray, reference: np.ndarray, bank: np.ndarray, *, made_for_l2: bool = False
+    name: str,
+    strides: tuple[int, ...],
+    agent: np.ndarray,
+    reference: np.ndarray,
+    bank: np.ndarray,
+    *,
+    made_for_l2: bool = False,
 ) -> dict[str, np.ndarray]:
     """Similarities [M] of embeddings [strides, M, D], published and calibrated.
 
@@ -55,7 +62,7 @@ def embedding_rewards(
         scale = float(np.linalg.norm(others - mean, axis=-1).mean())
         l2 = l2_similarity(jnp.asarray(z), jnp.asarray(ref), scale)
         if made_for_l2:
-            found[f"student, every {stride}: L2"] = np.asarray(l2, float)
+            found[f"{name}, every {stride}: L2"] = np.asarray(l2, float)
             continue
         pairs = {
             "cosine (published)": cosine_similarity(jnp.asarray(z), jnp.asarray(ref)),
@@ -65,5 +72,5 @@ def embedding_rewards(
                 jnp.asarray((z - mean) / deviation), jnp.asarray((ref - mean) / deviation)
             ),
         }
-        found |= {f"encoder, every {stride}: {name}": np.asarray(value, float) for name, value in pairs.items()}
+        found |= {f"{name}, every {stride}: {how}": np.asarray(value, float) for how, value in pairs.items()}
     return found

@@ -1,7 +1,7 @@
 """How well rewards rank motions: similarities of pictures against the true distance of poses.
 
     python benchmarks/reward_fidelity.py [--quick | --full] [--json FILE] [--mocap FOLDER] [--loco FOLDER]
-                                         [--encoder NAME] [--only WORD ...]
+                                         [--encoders NAME[,POOLING] ...] [--references NAME ...] [--only WORD ...]
 
 References are real gaits of H1, A1 and Talos (../shared/mocap), seen by a follow camera. An agent's clip is a window of
 8 ticks at 25 Hz, compared with the reference's window that ends at the same tick. In the domain "same" our renderer
@@ -168,6 +168,22 @@ def figures(entry: dict, cost: float) -> list[tuple[str, float, str]]:
     ]
 
 
+def agreements(studies: list[Study], domain: str) -> list[dict]:
+    """Rank correlations of the rewards of students with those of calibrated teachers, over all graded clips."""
+    rows, rewards = [], studies[0].rewards[domain]
+    pairs = [(a, b) for a in rewards if a.endswith(": L2") for b in rewards if b.endswith("cosine, centred")]
+    for student, teacher in pairs:
+        each = [
+            ranking.spearman(
+                study.rewards[domain][student][study.pooled], -study.rewards[domain][teacher][study.pooled]
+            )
+            for study in studies
+        ]
+        label = f"{student}: Spearman with {teacher} ({domain} domain; {', '.join(study.name for study in studies)})"
+        rows.append(common.row(label, float(np.mean(each)), ""))
+    return rows
+
+
 def read_gaits(mocap: Path, loco: Path | None) -> dict[str, Gait]:
     """All references whose files are there."""
     found, envs = {}, {}
@@ -189,19 +205,20 @@ def main() -> None:
     command = common.parser(__doc__.splitlines()[0])
     command.add_argument("--mocap", type=Path, default=shared / "mocap", metavar="FOLDER")
     command.add_argument("--loco", type=Path, metavar="FOLDER", help="made by ../shared/robots/get_locomujoco.sh")
-    command.add_argument("--encoder", default="student", help="what load_encoder takes, to be judged as well; or none")
+    command.add_argument("--encoders", nargs="*", default=["student"], metavar="NAME[,POOLING]", help="of load_encoder")
+    command.add_argument("--references", nargs="+", choices=ROBOTS, help="the gaits (default: one, or with --full all)")
     command.add_argument("--only", nargs="+", metavar="WORD", help="candidates whose names hold one of these")
     options = command.parse_args()
     size = "full" if options.full else "quick"
     gaits = read_gaits(options.mocap, options.loco)
-    names = [name for name in gaits if options.full or name in QUICK]
+    names = options.references or (gaits if options.full else QUICK)
     words = options.only or [""]
     chosen = {n: c for n, c in CANDIDATES.items() if n == HARD or any(word in n for word in words)}
-    encoder = Embedder(load_encoder(options.encoder), STRIDES[size]) if options.encoder != "none" else None
+    encoders = [Embedder(name, load_encoder(*name.split(",")), STRIDES[size]) for name in options.encoders]
     started = time.perf_counter()
     studies = []
     for name in names:
-        studies.append(study(name, gaits, size, chosen, encoder))
+        studies.append(study(name, gaits, size, chosen, encoders))
         print(f"{name}: {time.perf_counter() - started:.0f} s")
     rows, console = [], Console(width=max(Console().width, 200))
     oracles = {name for name, candidate in CANDIDATES.items() if candidate.oracle}
@@ -209,7 +226,7 @@ def main() -> None:
         published = [name for name in studies[0].rewards[domain] if "published" in name]
         found = summary(studies, domain, published)
         console.print(table(found, domain, studies[0].cost, oracles), family_table(found, domain))
-        rows += rows_of(found, domain, studies[0].cost, studies)
+        rows += rows_of(found, domain, studies[0].cost, studies) + agreements(studies, domain)
     common.write(rows, options.json)
 
 

@@ -12,7 +12,7 @@ import families
 import jax
 import jax.numpy as jnp
 import numpy as np
-from candidates import MARGIN, Bank, Candidate, make_bank
+from candidates import DEFAULT, HARD, MARGIN, TERM, Bank, Candidate, make_bank
 from families import RATE, Clips
 from features import Embedder, embedding_rewards
 from motions import Gait
@@ -110,10 +110,10 @@ def outline_cost(masks: np.ndarray) -> float:
 
 
 def study(
-    name: str, gaits: dict[str, Gait], size: str, candidates: dict[str, Candidate], encoder: Embedder | None
+    name: str, gaits: dict[str, Gait], size: str, candidates: dict[str, Candidate], encoders: list[Embedder]
 ) -> Study:
     """Draw all clips around a reference, render them, and let every candidate judge them."""
-    gait, length = gaits[name], LENGTH if encoder is None else max(LENGTH, encoder.length)
+    gait, length = gaits[name], max([LENGTH, *(encoder.length for encoder in encoders)])
     body, eye = gait.body, camera(gait.body)
     graded, constant = draw_families(gait, gaits, name, CLIPS[size], length, seed=0)
     swept = families.sweeps(gait, length, *SWEEP[size])
@@ -130,18 +130,27 @@ def study(
     agent = joined([renderer_of(made.body)(made.qpos[:, -LENGTH:]) for made in clips])
     bank = bank_of(name, gaits, eye)
     print(f"{name}: {len(phase)} clips drawn and rendered")
-    rewards, cost = {}, {}
-    for domain, renderer in (("same", Ours(body, eye)), ("other", Theirs(body, eye))):
+    rewards, cost, references = {}, {}, {}
+    for domain, renderer in (("same", Ours), ("other", Theirs)):
         try:
-            reference = renderer(video)
+            reference = renderer(body, eye)(video)
         except Exception as error:  # whatever the machine's OpenGL libraries say
             print(f"{name}, other domain: skipped, without MuJoCo's renderer: {error}")
             continue
+        references[domain] = renderer
         rewards[domain], cost = evaluate(candidates, agent, reference, index, bank)
-        if encoder is not None:
-            made, microseconds = embedded(encoder, type(renderer), gaits, name, clips)
-            rewards[domain] |= made
-            cost |= dict.fromkeys(made, microseconds)
+    for encoder in encoders:
+        made, microseconds = embedded(encoder, references, gaits, name, clips)
+        for domain in references:
+            rewards[domain] |= made[domain]
+            cost |= dict.fromkeys(made[domain], microseconds)
+    for domain in references:
+        sums = totals(rewards[domain])
+        rewards[domain] |= {
+            total: sum(weight * rewards[domain][part] for part, weight in parts.items())
+            for total, parts in sums.items()
+        }
+        cost |= {total: sum(cost[part] for part in parts) for total, parts in sums.items()}
     distance = true_distances(gait, clips)
     return Study(
         name,
@@ -155,9 +164,13 @@ def study(
 
 
 def embedded(
-    encoder: Embedder, renderer: type[Ours] | type[Theirs], gaits: dict[str, Gait], name: str, clips: list[Clips]
-) -> tuple[dict[str, np.ndarray], float]:
-    """Rewards [M] by an encoder of a reference that `renderer` draws, and its cost in us a clip."""
+    encoder: Embedder,
+    references: dict[str, type[Ours] | type[Theirs]],
+    gaits: dict[str, Gait],
+    name: str,
+    clips: list[Clips],
+) -> tuple[dict[str, dict[str, np.ndarray]], float]:
+    """Rewards [M] by an encoder for each domain, whose renderer draws the reference, and its cost in us a clip."""
     gait, side, agent, microseconds = gaits[name], encoder.encoder.image_size, [], 0.0
     for made in clips:
         z, microseconds = encoder(renderer_of(made.body, side), made.qpos)
@@ -167,10 +180,27 @@ def embedded(
     bank = [encoder(ours, made.qpos)[0] for made in (graded | constant).values() if made.body is gait.body]
     phase, which = np.unique(np.concatenate([made.phase for made in clips]), return_inverse=True)
     poses = gait.body.qpos(gait.at(phase[:, None] + families.ticks(encoder.length)))
-    reference, _ = encoder(renderer(gait.body, camera(gait.body), side), poses)
-    joint = np.concatenate(agent, axis=1), reference[:, which], np.concatenate(bank, axis=1)
-    made_for_l2 = encoder.encoder.similarity == "l2"
-    return embedding_rewards(encoder.strides, *joint, made_for_l2=made_for_l2), microseconds
+    found = {}
+    for domain, renderer in references.items():
+        reference, _ = encoder(renderer(gait.body, camera(gait.body), side), poses)
+        joint = np.concatenate(agent, axis=1), reference[:, which], np.concatenate(bank, axis=1)
+        made_for_l2 = encoder.encoder.similarity == "l2"
+        found[domain] = embedding_rewards(encoder.name, encoder.strides, *joint, made_for_l2=made_for_l2)
+    return found, microseconds
+
+
+def totals(rewards: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Weights of the image terms of whole rewards: the default one, and the published one with each encoder."""
+    cosine = ", every 1: cosine (published)"
+    found = {
+        f"published reward, {name.removesuffix(cosine)}": {name: 1.0, HARD: 1.0}
+        for name in rewards
+        if name.endswith(cosine)
+    }
+    video = "student, every 1: L2"
+    if video in rewards and TERM in rewards:
+        found["default reward"] = {video: DEFAULT.video_weight, TERM: DEFAULT.outline_weight}
+    return found
 
 
 def renderer_of(body: Body, size: int = SIZE) -> Ours:

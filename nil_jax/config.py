@@ -4,12 +4,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nil_jax.envs import EnvConfig
 from nil_jax.learning import LearnerConfig
 from nil_jax.reference import ReferenceConfig
-from nil_jax.rewards import Pooling, RewardConfig
+from nil_jax.rewards import Encoder, Pooling, RewardConfig, load_encoder
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class TrainConfig:
     checkpoint_replay: bool = True  # exact resume needs the replay; without it checkpoints are small
     encoder: str | None = "student"  # or i3d[:LAYER], or folder or id of a student or TimeSformer; None: no video term
     encoder_pooling: Pooling | None = None  # None: cls of a TimeSformer, mean of I3D
+    encoder_dtype: Literal["float32", "bfloat16"] = "float32"  # of a TimeSformer or I3D
 
     def __post_init__(self):
         for name in ("num_timesteps", "num_envs", "num_evals", "num_eval_envs"):
@@ -31,6 +32,10 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
         if self.num_timesteps < self.num_envs:
             raise ValueError(f"num_timesteps: expected at least num_envs ({self.num_envs}), got {self.num_timesteps}")
+
+    def load_encoder(self) -> Encoder | None:
+        """The encoder that is named here."""
+        return load_encoder(self.encoder, self.encoder_pooling, self.encoder_dtype) if self.encoder else None
 
 
 @dataclass(frozen=True)

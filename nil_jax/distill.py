@@ -178,7 +178,14 @@ def make_lessons(
 
     Calibrated: less the mean over all clips, projected onto the principal components, of unit length. On robots before
     white nearly all of an embedding is common to all clips; what is left tells motions apart.
+
+    Raises:
+        ValueError: A teacher whose clips are longer than the student's.
     """
+    if teacher.num_frames > student.num_frames:
+        raise ValueError(
+            f"teacher: expected one whose clips have at most {student.num_frames} frames, got {teacher.num_frames}"
+        )
     frames, features, motion = [], [], []
     times, share = clip_times(student.num_frames), math.ceil(count / (VARIANTS * len(painters)))
     for index, painter in enumerate(painters):
@@ -235,7 +242,7 @@ def distill(
         those of the teacher (only with one).
 
     Raises:
-        ValueError: No robot.
+        ValueError: No robot, or a teacher whose clips are longer than the student's.
     """
     if not envs:
         raise ValueError("robots: expected one or more, got none")
@@ -319,21 +326,39 @@ def evaluate(
     """Rank correlations on fresh motions, with fresh styles; see `distill`."""
     from scipy.stats import spearmanr
 
-    network, times = Student(student), clip_times(student.num_frames)
-    apply = jax.jit(lambda params, frames, key: network.apply({"params": params}, restyled(frames, key)))
-    found = []
-    for index in range(batches * len(painters)):
-        painter = painters[index % len(painters)]
-        frames, points = painter(family(painter.body, 12, rng, times), student.image_size, rng)
-        pose, _ = apply(params, frames, jax.random.key(index))
-        pose = np.asarray(pose).reshape(len(pose), -1)
-        upper = np.triu_indices(len(pose), 1)
-        apart = np.linalg.norm(pose[:, None] - pose[None], axis=-1)[upper]
-        found.append(spearmanr(apart, pair_distances(painter.body, points)[upper]).statistic)
-    result = {"pose_spearman": float(np.mean(found))}
+    apply = jax.jit(partial(Student(student).apply, {"params": params}))
+    times, side = clip_times(student.num_frames), student.image_size
+    poses = [
+        _pose_spearman(painter, lambda frames: apply(frames)[0], times, side, rng) for painter in painters * batches
+    ]
+    result = {"pose_spearman": float(np.mean(poses))}
     if lessons is not None and len(lessons) > 2:
-        _, z = apply(params, lessons.frames, jax.random.key(1))
+        _, z = apply(restyled(jnp.asarray(lessons.frames), jax.random.key(1)))
         upper = np.triu_indices(len(lessons), 1)
         cosines = [(np.asarray(part) @ np.asarray(part).T)[upper] for part in (z, lessons.targets)]
         result["teacher_spearman"] = float(spearmanr(*cosines).statistic)
     return result
+
+
+def fidelity(encoder: Encoder, env: RobotEnv, *, batches: int = 2, seed: int = 0) -> float:
+    """Rank correlation of an encoder's distances with the true ones, over pairs of random motions of a robot.
+
+    Args:
+        encoder: A student; others are not meant for Euclidean distances.
+        env: The robot.
+        batches: Of 48 clips each.
+        seed: Of the motions and their styles.
+    """
+    painter, rng, times = Painter.of(env), np.random.default_rng(seed), clip_times(encoder.num_frames)
+    embed = jax.jit(partial(encoder.embed, encoder.params))
+    return float(np.mean([_pose_spearman(painter, embed, times, encoder.image_size, rng) for _ in range(batches)]))
+
+
+def _pose_spearman(painter: Painter, embed: Callable[[Array], Array], times, side: int, rng) -> float:
+    from scipy.stats import spearmanr
+
+    frames, points = painter(family(painter.body, 12, rng, times), side, rng)
+    z = np.asarray(embed(restyled(jnp.asarray(frames), jax.random.key(rng.integers(2**31))))).reshape(len(frames), -1)
+    upper = np.triu_indices(len(z), 1)
+    apart = np.linalg.norm(z[:, None] - z[None], axis=-1)[upper]
+    return float(spearmanr(apart, pair_distances(painter.body, points)[upper]).statistic)

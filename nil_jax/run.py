@@ -27,7 +27,6 @@ from nil_jax.envs.physics import OVERFLOW
 from nil_jax.learning import make_policy
 from nil_jax.metrics import MetricsLog, read_metrics
 from nil_jax.reference import Reference
-from nil_jax.rewards import load_encoder
 from nil_jax.rollout import ImitationEnv
 
 LINE_EVERY = 30.0  # s; how often a run tells where it is if its output is no terminal, where a bar cannot move
@@ -232,13 +231,11 @@ class SavedRun:
         robot = make(self.robot, self.config.env)
         if robot.fingerprint != self.fingerprint:
             raise ValueError(f"run: expected the robot it was trained with, but the model of {self.robot} has changed")
-        config = self.config.train
-        encoder = load_encoder(config.encoder, config.encoder_pooling) if config.encoder else None
-        env = ImitationEnv(robot, self.reference, self.config.reward, encoder)
+        env = ImitationEnv(robot, self.reference, self.config.reward, self.config.train.load_encoder())
         if self.renderer is not None:
             env = env.with_renderer(self.renderer)
         actor_critic = make_program(env, self.config).actor_critic
-        template = actor_critic.init(jax.random.key(config.seed))
+        template = actor_critic.init(jax.random.key(self.config.train.seed))
         learners = {"policy": self.learner(template), "untrained policy": template}
         return env, {name: make_policy(actor_critic, learner, deterministic=True) for name, learner in learners.items()}
 

@@ -24,6 +24,7 @@ from nil_jax.rewards.timesformer import Timesformer, TimesformerConfig, params_f
 Pooling = Literal["cls", "mean", "grid2", "grid3"]
 POOLINGS = {"TimeSformer": ("cls", "mean"), "I3D": tuple(i3d.GRIDS)}  # the first is what is meant by None
 STUDENT, SHIPPED = "student", Path(__file__).parent / "assets"  # name and folder of the one that ships
+AT_ONCE = 32  # clips that a network sees at once: activations of a large one grow with their number
 LISTED = 20  # names of one fault in one message
 CLASSIFIER = ("classifier.weight", "classifier.bias")  # class logits are not features: left out
 
@@ -43,6 +44,7 @@ class Encoder(NamedTuple):
         join: `join(params, kept [*batch, T, ...]) -> [*batch, D]`; `embed` is `join` of `read`.
         similarity: how its embeddings are meant to be compared, "cosine" or "l2".
         scale: of "l2", in units of the embedding.
+        taught_on: fingerprints of the robots that a student was taught on; None: not on robots.
     """
 
     params: Any
@@ -55,6 +57,7 @@ class Encoder(NamedTuple):
     join: Callable[[Any, Array], Array] | None = None
     similarity: Literal["cosine", "l2"] = "cosine"
     scale: float = 10.0
+    taught_on: frozenset[str] | None = None
 
     def kept(self, frames: UInt8[Array, "*batch s s 3"]) -> Shaped[Array, "..."]:
         """What is kept of frames until the clips that they belong to are embedded."""
@@ -146,6 +149,7 @@ def _load_student(folder: Path, pooling: str | None, dtype: str, num_frames: int
         join=join,
         similarity="l2",
         scale=config.scale,
+        taught_on=frozenset(student.fingerprints(settings)),
     )
 
 
@@ -209,10 +213,20 @@ def _make_embed(encode: Callable[[Any, Array], Array], num_frames: int) -> Calla
             raise ValueError(
                 f"frames: expected clips of {num_frames} frames [.., {num_frames}, S, S, 3], got shape {frames.shape}"
             )
-        z = encode(params, frames.reshape(-1, *frames.shape[-4:]))
+        z = _in_chunks(partial(encode, params), frames.reshape(-1, *frames.shape[-4:]))
         return z.reshape(*frames.shape[:-4], -1)
 
     return embed
+
+
+def _in_chunks(encode: Callable[[Array], Array], clips: Shaped[Array, "m t h w c"]) -> Float[Array, "m d"]:
+    """`AT_ONCE` clips after another, so that memory does not grow with their number."""
+    count = len(clips)
+    if count <= AT_ONCE:
+        return encode(clips)
+    filled = jnp.pad(clips, [(0, -count % AT_ONCE), *[(0, 0)] * (clips.ndim - 1)])
+    z = jax.lax.map(encode, filled.reshape(-1, AT_ONCE, *clips.shape[1:]))
+    return z.reshape(len(filled), -1)[:count]
 
 
 def clip_indices(length: int, num_frames: int, stride: int = 1) -> Int[np.ndarray, "t num_frames"]:

@@ -169,6 +169,14 @@ def student_config(settings: dict[str, Any]) -> StudentConfig:
         raise ValueError(f"encoder: expected all settings of a student in {CONFIG}, got {error!r}") from None
 
 
+def fingerprints(settings: dict[str, Any]) -> list[str]:
+    """Of the robots that a student was taught on, from the contents of config.json."""
+    try:
+        return [str(fingerprint) for fingerprint in settings["provenance"]["robots"].values()]
+    except (KeyError, TypeError, AttributeError):
+        return []
+
+
 def student_shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of a student."""
     import jax

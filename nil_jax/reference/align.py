@@ -62,7 +62,7 @@ def fit_start(
         env: From `nil_jax.envs.make`.
         mask: Robot in the first frame.
         num_starts: Short searches, each from one of the best of 1024 poses drawn around the env's start pose, half of
-            them with left and right swapped. The best four go on.
+            them with left and right swapped. The best four go on, and the best of those once more.
         seed: Of the candidates.
         progress: Called with the finished part, in [0, 1].
 
@@ -70,10 +70,11 @@ def fit_start(
         ValueError: The mask is empty.
     """
     problem, coarse, rng = _problem(env, mask), _problem(env, _halved(mask)), np.random.default_rng(seed)
-    tick = _counter(progress, num_starts * HEAT + FINALISTS * FINAL)
+    tick = _counter(progress, num_starts * HEAT + (FINALISTS + 1) * FINAL)
     heats = [_search(coarse, rng, start, HEAT, tick) for start in _starts(coarse, rng, num_starts)]
     finalists = sorted(heats, key=lambda pair: -pair[1])[:FINALISTS]
     best, _ = max((_search(problem, rng, start, FINAL, tick) for start, _ in finalists), key=lambda pair: pair[1])
+    best, _ = _search(problem, rng, best, FINAL, tick)  # which keeps its start if it finds none better
     return problem.alignment(best)
 
 

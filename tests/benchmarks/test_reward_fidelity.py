@@ -93,11 +93,11 @@ def test_centring_embeddings_brings_out_what_a_common_offset_hides(load):
     bank, reference = offset + rng.normal(size=(1, 64, 16)), offset + rng.normal(size=(1, 8, 16))
     near, far = reference + 0.1 * rng.normal(size=reference.shape), offset + rng.normal(size=reference.shape)
     agent, reference = (x.astype(np.float32) for x in (np.stack([near, far]), reference))
-    found = [load("features").embedding_rewards((1,), part, reference, bank.astype(np.float32)) for part in agent]
+    found = [load("features").embedding_rewards("e", (1,), part, reference, bank.astype(np.float32)) for part in agent]
     gaps = {name: (found[0][name] - found[1][name]).mean() for name in found[0]}
-    assert gaps["encoder, every 1: cosine (published)"] < 1e-3
-    assert gaps["encoder, every 1: cosine, centred"] > 0.3
-    assert gaps["encoder, every 1: cosine, whitened"] > 0.3
+    assert gaps["e, every 1: cosine (published)"] < 1e-3
+    assert gaps["e, every 1: cosine, centred"] > 0.3
+    assert gaps["e, every 1: cosine, whitened"] > 0.3
 
 
 def test_a_window_of_the_reference_ends_at_the_clips_tick(load):

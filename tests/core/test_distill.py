@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nil_jax import cli, envs
-from nil_jax.distill import DistillConfig, Painter, distance_loss, distill, family, pair_distances, restyled
+from nil_jax.distill import DistillConfig, Painter, distance_loss, distill, family, fidelity, pair_distances, restyled
 from nil_jax.rewards import Encoder, load_encoder
 from nil_jax.rewards.student import StudentConfig
 
@@ -49,6 +49,15 @@ def test_a_student_learns_poses_and_its_teacher(painter, tmp_path):
     assert stages[-1] == ("student", 1.0)
     encoder = load_encoder(tmp_path / "b")
     assert encoder.embedding_size == 3 * 8 + 32 and encoder.image_size == 32
+    assert encoder.taught_on == {painter.body.env.fingerprint}
+    # The spread over batches: 0.03.
+    assert fidelity(encoder, painter.body.env) == pytest.approx(found["pose_spearman"], abs=0.12)
+
+
+def test_a_teacher_whose_clips_are_longer_is_refused(painter, tmp_path):
+    long = dark_teacher()._replace(num_frames=4)
+    with pytest.raises(ValueError, match="teacher: expected one whose clips have at most 3 frames, got 4"):
+        distill([painter.body.env], long, tmp_path / "s", config=DistillConfig(1, 4, 8), student=SMALL)
 
 
 def test_every_clip_has_a_style_and_a_camera_of_its_own_and_the_same_motion(painter):

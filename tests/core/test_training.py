@@ -10,6 +10,7 @@ import pytest
 
 import nil_jax
 from nil_jax import training
+from nil_jax.rewards import Encoder
 from nil_jax.run import Run, SavedRun
 
 SETTINGS = {
@@ -100,6 +101,16 @@ def test_training_step_is_compiled_once_and_leaves_its_input_alone(tiny_env, tin
     assert np.isfinite(metrics["learner/critic_loss"])
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, state.learner.params))
     assert int(following.learner.steps) > 0 == int(state.learner.steps)
+
+
+def test_an_encoder_is_measured_on_a_robot_that_it_was_not_taught_on(tiny_env, monkeypatch, capsys):
+    monkeypatch.setattr(training, "fidelity", lambda encoder, env: 0.432)
+    run = Run.open(None, nil_jax.Config(), tiny_env, resume=False, progress=False)
+    encoder = Encoder(jnp.float32(1.0), lambda params, frames: frames, 2, 16, 3, "none")
+    for taught_on, warned in ((None, False), (frozenset([tiny_env.fingerprint]), False), (frozenset(), True)):
+        training._warn_of_stranger(encoder._replace(taught_on=taught_on), tiny_env, run)
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("not taught on" in said and "correlation of 0.43" in said and "type: nil-jax distill" in said) == warned
 
 
 def test_without_a_video_the_robots_own_reward_is_learned(tiny_env):

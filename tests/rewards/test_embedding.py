@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from nil_jax.rewards import clip_indices, embed_clips, load_encoder
+from nil_jax.rewards import clip_indices, embed_clips, embedding, load_encoder
 from nil_jax.rewards.timesformer import TimesformerConfig, tensor_shapes
 
 ROUNDING = 2e-5  # float32 through three small layers, batched otherwise
@@ -226,3 +226,17 @@ def test_unknown_settings_are_refused(checkpoint, setting):
     # A ValueError of ours, or a TypeError where the signatures are checked too.
     with pytest.raises((ValueError, TypeError), match=next(iter(setting))):
         load_encoder(checkpoint, **setting)
+
+
+def test_many_clips_take_no_more_memory_than_a_few(checkpoint, monkeypatch):
+    encoder, frames = load_encoder(checkpoint), jnp.asarray(random_frames(21, 4))
+    whole = embed(encoder, frames)
+    monkeypatch.setattr(embedding, "AT_ONCE", 4)
+    chunked = jax.jit(lambda params, frames: encoder.embed(params, frames))  # nothing that was traced before
+    np.testing.assert_allclose(chunked(encoder.params, frames), whole, atol=ROUNDING)
+
+    def activations(count):
+        shape = jax.ShapeDtypeStruct((count, *frames.shape[1:]), jnp.uint8)
+        return chunked.lower(encoder.params, shape).compile().memory_analysis().temp_size_in_bytes
+
+    assert activations(64) < 1.1 * activations(4)  # 13 times as much without chunks
