@@ -2,16 +2,19 @@
 
     python benchmarks/silhouette.py [--quick | --full] [--json FILE] [--menagerie ROOT] [--loco ROOT]
 
-ROOT of --loco is a folder made by ../shared/robots/get_locomujoco.sh. Masks are cast with `mujoco.mj_ray`, pixel by
-pixel: `mj_multiRay` skips a body when a ray misses its collision geoms, and so loses drawn geoms.
+ROOT of --loco is a folder made by ../shared/robots/get_locomujoco.sh. A robot of MuJoCo Menagerie that is not below its
+ROOT is fetched. The ant has no meshes: it is compared with Brax's. Masks are cast with `mujoco.mj_ray`, pixel by pixel:
+`mj_multiRay` skips a body when a ray misses its collision geoms, and so loses drawn geoms.
 """
 
 import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
 import mujoco
+import mujoco_menagerie
 import numpy as np
 
 REQUIRED_IOU = 0.85
@@ -23,12 +26,12 @@ BASE_NOISE = 0.2  # rad, uniform, yaw and pitch of the base
 
 @dataclass(frozen=True)
 class Robot:
-    """An embedded robot and where its real meshes are."""
+    """An embedded robot and where the real one is."""
 
     name: str
-    source: str  # "menagerie" or "loco": which ROOT holds the real model
-    path: str  # of the real model, below ROOT
-    mesh_group: int  # geom group of the real visual meshes
+    source: str  # "menagerie", "loco" or "brax": whose model it is
+    path: str  # of the real model, below that ROOT
+    mesh_group: int  # geom group of what the real model draws
     view_height: float  # m that the image spans at the robot
     view_offset: float  # m from the base up to the middle of the image
 
@@ -36,6 +39,9 @@ class Robot:
 ROBOTS = (
     Robot("unitree_h1", "menagerie", "unitree_h1/h1.xml", 2, 2.2, -0.15),
     Robot("unitree_a1", "loco", "quadrupeds/unitree_a1_torque.xml", 0, 0.85, -0.1),
+    Robot("unitree_g1", "menagerie", "unitree_g1/g1.xml", 2, 1.7, -0.1),
+    Robot("talos", "loco", "talos/talos.xml", 0, 2.2, -0.15),
+    Robot("ant", "brax", "ant.xml", 0, 2.4, -0.2),
 )
 EMBEDDED_GROUP = 1
 
@@ -50,8 +56,29 @@ def embedded_model(name: str) -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_string(embedded_xml(name))
 
 
+def real_path(robot: Robot, root: Path | None) -> Path | None:
+    """The real model: below `root`, from Brax, or fetched from MuJoCo Menagerie; None where it is not to be had."""
+    if robot.source == "brax":
+        root = Path(str(resources.files("brax"))) / "envs" / "assets"
+    path = None if root is None else root / robot.path
+    if path is not None and path.is_file():
+        return path
+    return _fetched(robot) if robot.source == "menagerie" else None
+
+
+@cache
+def _fetched(robot: Robot) -> Path | None:
+    try:
+        return mujoco_menagerie.get(robot.name).path() / Path(robot.path).name
+    except (mujoco_menagerie.MenagerieError, OSError):
+        return None
+
+
 def real_model(path: Path) -> mujoco.MjModel:
-    """The real robot without its floor, on a free joint (LocoMuJoCo gives the base six joints of its own)."""
+    """The real robot without its floor, on a free joint (LocoMuJoCo gives the base six joints of its own).
+
+    Bodies without joints are fused with their parents: what does not move is one link.
+    """
     spec = mujoco.MjSpec.from_file(str(path))
     for geom in list(spec.worldbody.geoms):
         spec.delete(geom)
@@ -60,6 +87,7 @@ def real_model(path: Path) -> mujoco.MjModel:
         for joint in list(base.joints):
             spec.delete(joint)
         base.add_freejoint()
+    spec.compiler.fusestatic = True
     return spec.compile()
 
 
@@ -140,12 +168,13 @@ def main() -> int:
     poses, size = (100, 256) if options.full else (20, 128)
     rows = []
     for robot in ROBOTS:
-        root = getattr(options, robot.source)
-        if root is None or not (root / robot.path).is_file():
+        root = getattr(options, robot.source, None)
+        path = real_path(robot, root)
+        if path is None:
             expected = f"expected {robot.path} below --{robot.source} ROOT, got {root}"
             print(f"{robot.name}: skipped; {expected}", file=sys.stderr)
             continue
-        models = embedded_model(robot.name), real_model(root / robot.path)
+        models = embedded_model(robot.name), real_model(path)
         for view, turn in VIEWS.items():
             value = float(silhouette_iou(robot, *models, turn=turn, poses=poses, size=size).mean())
             peer = ("required", REQUIRED_IOU) if view == "side" else (None, None)

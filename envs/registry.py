@@ -16,12 +16,32 @@ EMBEDDED = {
     spec.name: spec
     for spec in (
         RobotSpec(
+            "ant",
+            "embedded",
+            body="quadruped",
+            stiffness={"": 300.0},
+            fall_height=0.4,
+            target_velocity=0.5,
+        ),
+        RobotSpec(
+            "talos",
+            "embedded",
+            body="humanoid",
+            stiffness={"wr": 40.0, "arm": 150.0, "": 1200.0},
+        ),
+        RobotSpec(
             "unitree_a1",
             "embedded",
             body="quadruped",
             stiffness={"": 60.0},
             fall_height=0.4,
             target_velocity=0.5,
+        ),
+        RobotSpec(
+            "unitree_g1",
+            "embedded",
+            body="humanoid",
+            stiffness={"wrist": 10.0, "elbow": 40.0, "shoulder": 40.0, "": 300.0},
         ),
         RobotSpec(
             "unitree_h1",

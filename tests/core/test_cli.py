@@ -54,7 +54,9 @@ def trained(tiny_path, clip, tmp_path_factory):
 def test_robots_prints_one_json_object(capsys):
     assert run("robots", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["unitree_h1"] == {"source": "embedded", "body": "humanoid"}
+    embedded = {name: robot["body"] for name, robot in found.items() if robot["source"] == "embedded"}
+    humanoids, quadrupeds = ("talos", "unitree_g1", "unitree_h1"), ("ant", "unitree_a1")
+    assert embedded == dict.fromkeys(humanoids, "humanoid") | dict.fromkeys(quadrupeds, "quadruped")
     assert "menagerie:unitree_h1" in found
 
 

@@ -9,6 +9,7 @@ import pytest
 from nil_jax import envs
 from nil_jax.envs import Body
 from nil_jax.envs.body import CLEARANCE, JOINTS, mirror_joints
+from nil_jax.envs.registry import EMBEDDED
 
 ROUNDING = 1e-12  # float64 sums of a few dozen values
 POSE_ROUNDING = 1e-5  # robot sizes, or rad; kinematics in float32
@@ -28,7 +29,7 @@ def poses(body, count, seed):
     return body.coords(body.qpos(coords))  # within the joints' limits
 
 
-@pytest.mark.parametrize("robot", ["unitree_h1", "unitree_a1", BRAX.format("ant"), BRAX.format("humanoid")])
+@pytest.mark.parametrize("robot", [*EMBEDDED, BRAX.format("humanoid")])
 def test_a_pose_and_its_mirror_image_are_no_distance_apart(robot):
     body = Body(envs.make(robot))
     coords = poses(body, 3, 0)
