@@ -329,7 +329,7 @@ def evaluate(
     apply = jax.jit(partial(Student(student).apply, {"params": params}))
     times, side = clip_times(student.num_frames), student.image_size
     poses = [
-        _pose_spearman(painter, lambda frames: apply(frames)[0], times, side, rng) for painter in painters * batches
+        _pose_spearman(painter, lambda frames: apply(frames)[0], times, side, rng) for painter in [*painters] * batches
     ]
     result = {"pose_spearman": float(np.mean(poses))}
     if lessons is not None and len(lessons) > 2:
