@@ -105,7 +105,7 @@ def test_training_step_is_compiled_once_and_leaves_its_input_alone(tiny_env, tin
 
 def test_an_encoder_is_measured_on_a_robot_that_it_was_not_taught_on(tiny_env, monkeypatch, capsys):
     monkeypatch.setattr(training, "fidelity", lambda encoder, env: 0.432)
-    run = Run.open(None, nil_jax.Config(), tiny_env, resume=False, progress=False)
+    run = Run.open(None, nil_jax.Config(), tiny_env, resume=False, progress=True)
     encoder = Encoder(jnp.float32(1.0), lambda params, frames: frames, 2, 16, 3, "none")
     for taught_on, warned in ((None, False), (frozenset([tiny_env.fingerprint]), False), (frozenset(), True)):
         training._warn_of_stranger(encoder._replace(taught_on=taught_on), tiny_env, run)
