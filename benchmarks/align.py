@@ -1,8 +1,10 @@
-"""How well camera and start pose are found: from masks that MuJoCo's rays see of known poses, and from generated clips.
+"""How well camera, start pose and motion are found: from masks of known poses, recorded gaits and generated clips.
 
-    python benchmarks/align.py [--quick | --full] [--json FILE] [--videos FOLDER] [--menagerie ROOT] [--loco ROOT]
+    python benchmarks/align.py [--quick | --full] [--json FILE] [--videos FOLDER] [--mocap FOLDER] [--menagerie ROOT]
+                               [--loco ROOT]
 
-Known poses have random joint angles in the plane of the picture, random distance, height, scale and place. The clips
+Known poses have random joint angles in the plane of the picture, random distance, height, scale and place; MuJoCo's
+rays see them. Recorded gaits are one cycle each, drawn by our renderer, tracked from the true first pose on. The clips
 are those of ../shared/videos; ROOT of --loco is a folder made by ../shared/robots/get_locomujoco.sh.
 """
 
@@ -14,10 +16,14 @@ import common
 import jax.numpy as jnp
 import mujoco
 import numpy as np
+from families import RATE, SAGITTAL
+from motions import RECORDINGS, read_gait
+from pictures import Ours
 
 import nil_jax
 from nil_jax.reference import fit_start, read_video, segment_uniform
 from nil_jax.reference.align import nominal_camera, sagittal_joints, sagittal_partners
+from nil_jax.reference.motion import fit_motion
 from nil_jax.reference.prepare import resized
 from nil_jax.reference.segment import crop, square_crop
 from nil_jax.rendering import Camera, pixel_rays
@@ -103,17 +109,42 @@ def clip(path: Path, robot: str | Path, what: str, reach: float) -> list[dict]:
     return [common.row(f"{what}: first frame", iou, "IoU", "required", reach), took]
 
 
+def tracked(name: str, robot: str, mocap: Path) -> list[dict]:
+    """Rows of one recorded gait: how far the fitted legs are from the true ones, and from the other side's."""
+    env = nil_jax.envs.make(robot)
+    gait = read_gait(RECORDINGS[name], mocap, env)
+    ticks = round(gait.period * RATE)
+    qpos = gait.body.qpos(gait.at(np.arange(ticks) * gait.period / ticks))
+    camera = nominal_camera(env.mj_model, env.start_qpos, env.robot_geom_ids)
+    masks, started = Ours(gait.body, camera)(qpos[None]).masks[0], time.perf_counter()
+    found = fit_motion(env, masks, camera, qpos[0], loop=True).qpos
+    seconds = (time.perf_counter() - started) / ticks
+    joints = sagittal_joints(env.mj_model, env.start_qpos)
+    partners = joints[sagittal_partners(env.mj_model, joints)]
+    legs = [any(part in env.joint_names[j] for part in SAGITTAL["hip"] + SAGITTAL["knee"]) for j in joints]
+    own, other = (np.abs(found[:, 7 + joints] - qpos[:, 7 + to])[:, legs].mean(1) for to in (joints, partners))
+    return [
+        common.row(f"{name}, tracked: hips and knees, mean error", float(own.mean()), "rad"),
+        common.row(f"{name}, tracked: ticks with exchanged legs", float((other < own).mean()), "share"),
+        common.row(f"{name}, tracked: time of a tick", seconds, "s"),
+    ]
+
+
 def main() -> None:
     """Prints the rows."""
     shared = Path(__file__).resolve().parents[2] / "shared"
     command = common.parser(__doc__.splitlines()[0])
     command.add_argument("--videos", type=Path, default=shared / "videos", metavar="FOLDER")
+    command.add_argument("--mocap", type=Path, default=shared / "mocap", metavar="FOLDER")
     command.add_argument("--menagerie", type=Path, default=shared / "menagerie", metavar="ROOT")
     command.add_argument("--loco", type=Path, metavar="ROOT", help="made by ../shared/robots/get_locomujoco.sh")
     options = command.parse_args()
     rows = []
     for name in ("unitree_h1", "unitree_a1"):
         rows += known_poses(name, POSES["full" if options.full else "quick"])
+    for name, robot in (("h1 walk", "unitree_h1"), ("a1 walk", "unitree_a1"), ("talos walk", "talos")):
+        if options.mocap.is_dir():
+            rows += tracked(name, robot, options.mocap)
     for video, source, robot, reach in CLIPS:
         root = getattr(options, source) if source else None
         path, model = options.videos / f"{video}.mp4", root / robot if root else robot

@@ -19,7 +19,8 @@ def section(path: Path) -> str:
     rows = json.loads(path.read_text())
     machine = ", ".join(dict.fromkeys(row["device"] for row in rows))
     versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
-    lines = [f"\n## {path.stem}.py\n", f"{machine}; {versions}\n"]
+    script, _, part = path.stem.partition("-")
+    lines = [f"\n## {script}.py{f' ({part})' if part else ''}\n", f"{machine}; {versions}\n"]
     lines += ["| what | value | unit | peer | peer value | ratio |", "|---|---|---|---|---|---|"]
     for row in rows:
         value, peer, ratio = ("" if row[k] is None else f"{row[k]:.4g}" for k in ("value", "peer_value", "ratio"))

@@ -158,16 +158,19 @@ class RobotEnv(Env):
         env.start_qpos = np.asarray(qpos, np.float32)
         return env
 
-    def reset(self, key: PRNGKeyArray) -> State:
-        """The start pose with a little noise on the joints, feet on the floor."""
+    def reset(
+        self, key: PRNGKeyArray, qpos: Float[Array, " nq"] | None = None, qvel: Float[Array, " nv"] | None = None
+    ) -> State:
+        """A pose with a little noise on the joints, feet on the floor: the start pose, unless another one is given."""
+        if qpos is None or qvel is None:
+            qpos = jnp.array(self.start_qpos)
+            qvel = jnp.zeros(6 + len(self.joint_names)).at[0].set(self.config.reset_velocity)
         key_q, key_v = jax.random.split(key)
         noise, nj = self.config.reset_noise, len(self.joint_names)
         low, high = jnp.array(self.joint_range, jnp.float32).T
-        joints = jnp.array(self.start_qpos[7:]) + jax.random.uniform(key_q, (nj,), minval=-noise, maxval=noise)
-        qpos = jnp.concatenate([jnp.array(self.start_qpos[:7]), jnp.clip(joints, low, high)])
-        qpos = grounded(self, qpos)
-        base_velocity = jnp.zeros(6).at[0].set(self.config.reset_velocity)
-        qvel = jnp.concatenate([base_velocity, jax.random.uniform(key_v, (nj,), minval=-noise, maxval=noise)])
+        joints = jnp.clip(qpos[7:] + jax.random.uniform(key_q, (nj,), minval=-noise, maxval=noise), low, high)
+        qpos = grounded(self, jnp.concatenate([qpos[:7], joints]))
+        qvel = qvel.at[6:].add(jax.random.uniform(key_v, (nj,), minval=-noise, maxval=noise))
         action = jnp.zeros(self.action_size)
         # Frames of bodies and geoms are all that is looked at; mjx.step computes the rest.
         data = self.physics.make_data(self.num_envs).replace(qpos=qpos, qvel=qvel)
@@ -175,10 +178,10 @@ class RobotEnv(Env):
         info = {"step": jnp.int32(0), "last_action": action, "foot_position": data.geom_xpos[self.foot_geom_ids]}
         return self._state(data, info)
 
-    def step(self, state: State, action: Float[Array, " U"]) -> State:
-        """`n_substeps` of physics under one action."""
+    def step(self, state: State, action: Float[Array, " U"], joints: Float[Array, " J"] | None = None) -> State:
+        """`n_substeps` of physics under one action; position targets lie around `joints` (default: standing)."""
         action = jnp.clip(action.astype(jnp.float32), -1.0, 1.0)
-        data = state.data.replace(ctrl=self._control(action))
+        data = state.data.replace(ctrl=self._control(action, joints))
 
         def substep(data: mjx.Data, _: None) -> tuple[mjx.Data, None]:
             return mjx.step(self.physics.mjx_model, data), None
@@ -189,9 +192,13 @@ class RobotEnv(Env):
         info = {name: state.info[name] for name in ("step", "foot_position")}
         return self._state(data, info | {"last_action": action, "step": info["step"] + 1})
 
+    def foot_heights(self, geom_xpos: Float[Array, "G 3"], geom_xmat: Float[Array, "G 3 3"]) -> Float[Array, " C"]:
+        """Height of the lowest point of each of `foot_geom_ids`, m."""
+        return self._foot_lower(geom_xpos, geom_xmat)
+
     def lowest_point(self, geom_xpos: Float[Array, "G 3"], geom_xmat: Float[Array, "G 3 3"]) -> Float[Array, ""]:
         """Height of the lowest point of the feet, m."""
-        return self._foot_lower(geom_xpos, geom_xmat).min()
+        return self.foot_heights(geom_xpos, geom_xmat).min()
 
     def _posed(self, qpos: np.ndarray, pose: Mapping[str, float]) -> np.ndarray:
         qpos = np.array(qpos)
@@ -209,12 +216,12 @@ class RobotEnv(Env):
         lowest = self.lowest_point(jnp.asarray(data.geom_xpos), jnp.asarray(data.geom_xmat).reshape(-1, 3, 3))
         return np.concatenate([qpos[:2], [qpos[2] - float(lowest)], qpos[3:]]).astype(np.float32)
 
-    def _control(self, action: Float[Array, " U"]) -> Float[Array, " U"]:
+    def _control(self, action: Float[Array, " U"], center: Float[Array, " J"] | None = None) -> Float[Array, " U"]:
         if self.config.actuation == "torque":
             return action * jnp.array(self.torque_limit)
-        joints = self.prepared.actuated
+        joints, center = self.prepared.actuated, jnp.array(self.default_qpos[7:]) if center is None else center
         low, high = jnp.array(self.joint_range[joints], jnp.float32).T
-        return jnp.clip(jnp.array(self.default_qpos[7:][joints]) + self.config.action_scale * action, low, high)
+        return jnp.clip(center[joints] + self.config.action_scale * action, low, high)
 
     def _state(self, data: mjx.Data, info: dict[str, Array]) -> State:
         finite = jnp.isfinite(data.qpos).all() & jnp.isfinite(data.qvel).all()

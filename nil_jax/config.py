@@ -10,6 +10,7 @@ from nil_jax.envs import EnvConfig
 from nil_jax.learning import LearnerConfig
 from nil_jax.reference import ReferenceConfig
 from nil_jax.rewards import Encoder, Pooling, RewardConfig, load_encoder
+from nil_jax.rollout import ImitationConfig
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    imitation: ImitationConfig = field(default_factory=ImitationConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
@@ -83,6 +85,7 @@ PARTS = {
     "train": TrainConfig,
     "env": EnvConfig,
     "reference": ReferenceConfig,
+    "imitation": ImitationConfig,
     "reward": RewardConfig,
     "learner": LearnerConfig,
 }

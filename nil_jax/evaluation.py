@@ -60,10 +60,14 @@ def run_episodes(
         actions = [policy(part, k)[0] for policy, part, k in zip(policies.values(), parts, keys, strict=True)]
         return jnp.concatenate(actions), {}
 
-    ticks = env.control_steps_per_tick
-    num_ticks = env.clip_length - 1 if env.reference is not None else env.episode_length // ticks
+    env, ticks = env.from_the_start(), env.control_steps_per_tick
+    num_ticks = env.episode_length // ticks
     key_order, key_reset, key_run = jax.random.split(key, 3)
-    order = jax.random.permutation(key_order, num_ticks) + 1
+    order = jnp.zeros(num_ticks, jnp.int32)
+    if env.reference is not None:
+        num_ticks = num_ticks if env.reference.loop else env.clip_length - 1
+        shuffled = jax.random.permutation(key_order, env.clip_length - 1) + 1
+        order = shuffled[jnp.arange(num_ticks) % len(shuffled)]
     auto_env = AutoResetWrapper(env)
 
     def tick(state: State, inputs: tuple[Array, PRNGKeyArray]) -> tuple[State, tuple[dict[str, Array], Array]]:

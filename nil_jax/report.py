@@ -50,8 +50,9 @@ def comparison_frames(reference: Reference, pictures: UInt8[np.ndarray, "T S S 3
     """Reference beside agent beside the overlay of their silhouettes (red: reference only, blue: agent only)."""
     frames = []
     for t, picture in enumerate(pictures):
-        clip, agent = _resized(reference.frames[t]), _resized(picture)
-        ref_mask = np.asarray(Image.fromarray(reference.masks[t]).resize((PANEL, PANEL), Image.Resampling.NEAREST))
+        shown = t % len(reference.frames)
+        clip, agent = _resized(reference.frames[shown]), _resized(picture)
+        ref_mask = np.asarray(Image.fromarray(reference.masks[shown]).resize((PANEL, PANEL), Image.Resampling.NEAREST))
         agent_mask = (agent < 250).any(axis=-1)
         overlay = np.full((PANEL, PANEL, 3), 255, np.uint8)
         overlay[ref_mask & agent_mask] = (150, 150, 150)

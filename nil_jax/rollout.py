@@ -5,8 +5,8 @@ Axes: N environments, K control steps of one reward tick, T frames of the refere
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,36 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt8
 from nil_jax import rewards
 from nil_jax.envs import AutoResetWrapper, RobotEnv, State, VmapWrapper
 from nil_jax.reference import Reference
+from nil_jax.reference.motion import velocities
 from nil_jax.rendering import JaxRenderer, Renderer, WarpRenderer, make_scene
 from nil_jax.rewards import Encoder, RewardConfig
 from nil_jax.types import Transition
 
+MIN_TICKS = 10  # of an episode that begins late in a clip that does not loop
 CLOCK_FREQUENCIES = (0.5, 1.0, 2.0, 4.0)  # Hz; the gaits of robots lie in this range
+
+
+@dataclass(frozen=True)
+class ImitationConfig:
+    """How episodes of imitation begin and end, and what actions mean in them.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    # Where training begins: at rest in the start pose; at frame 0, or any frame, with the speed of the clip there.
+    starts: Literal["rest", "first", "anywhere"] = "rest"
+    targets: Literal["stand", "clip"] = "stand"  # what position targets lie around: standing, or the pose of the clip
+    lost_iou: float = 0.0  # mask IoU below which a robot counts as fallen
+
+    def __post_init__(self):
+        if not 0 <= self.lost_iou < 1:
+            raise ValueError(f"lost_iou: expected a number in [0, 1), got {self.lost_iou}")
+
+    @property
+    def uses_motion(self) -> bool:
+        """Whether poses that were fitted along the clip are needed."""
+        return self.starts != "rest" or self.targets == "clip"
 
 
 class ImitationEnv(VmapWrapper):
@@ -42,6 +67,7 @@ class ImitationEnv(VmapWrapper):
         reference: what to imitate; camera and start pose are taken from it.
         reward: weights of the terms.
         encoder: embeds clips for the video term; without one the term is off.
+        config: starts, ends and the meaning of actions.
 
     Raises:
         ValueError: a reference of another robot or another rate, or without embeddings of this encoder.
@@ -53,8 +79,9 @@ class ImitationEnv(VmapWrapper):
         reference: Reference | None,
         reward: RewardConfig | None = None,
         encoder: Encoder | None = None,
+        config: ImitationConfig | None = None,
     ):
-        reward = reward or RewardConfig()
+        reward, self.config = reward or RewardConfig(), config or ImitationConfig()
         self.encoder = encoder if reward.uses_video else None
         self.reward = _fitting(reward, self.encoder)
         self.reference = reference
@@ -66,7 +93,18 @@ class ImitationEnv(VmapWrapper):
         self.observation_size = env.observation_size + (1 + 2 * len(CLOCK_FREQUENCIES) if reference else 0)
         if reference is None:
             return
-        self.clip_length = len(reference.masks)
+        self.clip_length, self._targets = len(reference.masks), None
+        if self.config.uses_motion:
+            if reference.motion is None:
+                raise ValueError(
+                    "starts, targets: expected a reference with a motion, got one without; prepare the clip again "
+                    "(with --track), or type: --starts rest --targets stand"
+                )
+            self.motion = jnp.asarray(reference.motion, jnp.float32)
+            speed = velocities(env.mj_model, reference.motion, 1 / reference.fps, loop=reference.loop)
+            self.motion_velocity = jnp.asarray(speed)
+        if self.config.targets == "clip":
+            self._targets = self._at_control_rate(self.motion[:, 7:])
         self.renderer = self._make_renderer(env.config.renderer)
         self.ref_masks = jnp.asarray(reference.masks)
         if self.encoder is not None:
@@ -76,21 +114,25 @@ class ImitationEnv(VmapWrapper):
                     "type: nil_jax.with_embeddings(reference, encoder)"
                 )
             self._ref_embeddings = jnp.asarray(reference.embeddings[self.encoder.digest])
-            size = self.encoder.image_size
-            self._first_frame = np.asarray(jax.image.resize(reference.frames[0], (size, size, 3), "linear"))
+            anywhere = self.config.starts == "anywhere"
+            size, frames = self.encoder.image_size, reference.frames[: None if anywhere else 1]
+            frames = jax.image.resize(frames, (len(frames), size, size, 3), "linear")
+            self._kept_frames = self.encoder.kept(frames.astype(jnp.uint8))
 
     def reset(self, key: Key[Array, " N"]) -> State:
-        """The first states, at frame 0 of the reference; `key` is [N]."""
-        state = super().reset(key)
+        """The first states, at the frames of the reference that the settings name; `key` is [N]."""
         if self.reference is None:
-            return state
-        info = state.info | {"clock": jnp.zeros(state.reward.shape, jnp.int32)}
+            return super().reset(key)
+        frame, start = self._first_frames(key), ()
+        if self.config.starts != "rest":
+            # The camera follows along x, so every episode may begin at x = 0.
+            start = self.motion[frame].at[:, 0].set(0.0), self.motion_velocity[frame]
+        state = jax.vmap(self.env.for_batch(len(key)).reset)(key, *start)
+        info = state.info | {"clock": frame * self.control_steps_per_tick}
         if self.encoder is not None:
             # As on the reference's side: before the first frame of a clip stands the first frame again.
-            shape = (len(state.reward), self.encoder.num_frames, *self._first_frame.shape)
-            frames = jnp.broadcast_to(self._first_frame.astype(jnp.uint8), shape)
-            first = self.encoder.kept(frames[:1, :1])
-            info["clip"] = jnp.broadcast_to(first, (*shape[:2], *first.shape[2:]))
+            back = jnp.arange(1 - self.encoder.num_frames, 1)
+            info["clip"] = self._kept_frames[jnp.maximum(frame[:, None] + back, 0)]
         metrics = state.metrics | {name: jnp.zeros(state.reward.shape) for name in self._logged_names}
         return state.replace(obs=self._with_clock(state.obs, info["clock"]), metrics=metrics, info=info)
 
@@ -102,13 +144,15 @@ class ImitationEnv(VmapWrapper):
         previous_action, clock = state.info["last_action"], state.info["clock"] + 1
         own = {name: state.info[name] for name in state.info if name not in ("clock", "clip")}
         clip = state.info.get("clip")
-        state = super().step(state.replace(info=own), action)
+        joints = () if self._targets is None else (self._targets[clock % len(self._targets)],)
+        state = self._step(state.replace(info=own), action, *joints)
         terms = self._regularizers(state, action, previous_action)
         # One flag for the whole batch, outside of any vmap: the branch that is not taken costs nothing.
         image_terms, clip = jax.lax.cond(tick, self._look, self._no_look, state, clock, clip)
         scale = jnp.where(tick, float(self.control_steps_per_tick), 0.0)
         total, logged = rewards.combine(terms | image_terms, self.reward, image_scale=scale)
-        fall = state.metrics["fall"] > 0
+        lost = tick & (image_terms["mask"] < self.config.lost_iou)
+        fall = (state.metrics["fall"] > 0) | lost
         logged = {name: jnp.where(fall, 0.0, value) for name, value in logged.items()}
         ended = (
             clock >= (self.clip_length - 1) * self.control_steps_per_tick
@@ -119,7 +163,7 @@ class ImitationEnv(VmapWrapper):
             obs=self._with_clock(state.obs, clock),
             reward=jnp.where(fall, 0.0, total),
             terminated=fall | ended,
-            metrics=state.metrics | logged,
+            metrics=state.metrics | logged | {"fall": fall.astype(jnp.float32)},
             info=state.info | {"clock": clock} | ({} if clip is None else {"clip": clip}),
         )
 
@@ -127,7 +171,7 @@ class ImitationEnv(VmapWrapper):
         """A restarted episode keeps the phase of the ticks, which all environments share."""
         if self.reference is None:
             return fresh
-        clock = state.info["clock"] % self.control_steps_per_tick
+        clock = fresh.info["clock"] + state.info["clock"] % self.control_steps_per_tick
         obs = self._with_clock(fresh.obs[:, : self.env.observation_size], clock)
         return fresh.replace(obs=obs, info=fresh.info | {"clock": clock})
 
@@ -146,6 +190,13 @@ class ImitationEnv(VmapWrapper):
         """Pictures of the robots on white; `data` needs `qpos`, `geom_xpos` and `geom_xmat`, each [N, ...]."""
         return self.renderer.pictures(data.geom_xpos, data.geom_xmat, follow(data), height=size, width=size)
 
+    def from_the_start(self, *, at_rest: bool = False) -> "ImitationEnv":
+        """The same environment, whose episodes all begin at frame 0 and end only with a real fall."""
+        env = copy.copy(self)
+        starts = "rest" if at_rest or self.config.starts == "rest" else "first"
+        env.config = replace(self.config, starts=starts, lost_iou=0.0)
+        return env
+
     def with_renderer(self, kind: str) -> "ImitationEnv":
         """The same environment, drawn by "jax" or "warp"."""
         env = copy.copy(self)
@@ -163,6 +214,18 @@ class ImitationEnv(VmapWrapper):
         if kind == "warp":
             return WarpRenderer(self.env.mj_spec, self.env.robot_geom_ids, self.reference.camera)
         return JaxRenderer(make_scene(self.env.mj_model, self.env.robot_geom_ids), self.reference.camera)
+
+    def _at_control_rate(self, ticks: Float[Array, "T J"]) -> Float[Array, "C J"]:
+        """Values of ticks at every control step, in between linearly."""
+        following = jnp.roll(ticks, -1, axis=0) if self.reference.loop else jnp.concatenate([ticks[1:], ticks[-1:]])
+        part = jnp.arange(self.control_steps_per_tick)[None, :, None] / self.control_steps_per_tick
+        return ((1 - part) * ticks[:, None] + part * following[:, None]).reshape(-1, ticks.shape[-1])
+
+    def _first_frames(self, key: Key[Array, " N"]) -> Int[Array, " N"]:
+        if self.config.starts != "anywhere":
+            return jnp.zeros(len(key), jnp.int32)
+        latest = self.clip_length if self.reference.loop else max(1, self.clip_length - MIN_TICKS)
+        return jax.vmap(lambda k: jax.random.randint(jax.random.fold_in(k, 1), (), 0, latest))(key)
 
     @property
     def _logged_names(self) -> list[str]:

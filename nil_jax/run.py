@@ -231,11 +231,12 @@ class SavedRun:
         robot = make(self.robot, self.config.env)
         if robot.fingerprint != self.fingerprint:
             raise ValueError(f"run: expected the robot it was trained with, but the model of {self.robot} has changed")
-        env = ImitationEnv(robot, self.reference, self.config.reward, self.config.train.load_encoder())
+        config = self.config
+        env = ImitationEnv(robot, self.reference, config.reward, config.train.load_encoder(), config.imitation)
         if self.renderer is not None:
             env = env.with_renderer(self.renderer)
-        actor_critic = make_program(env, self.config).actor_critic
-        template = actor_critic.init(jax.random.key(self.config.train.seed))
+        actor_critic = make_program(env, config).actor_critic
+        template = actor_critic.init(jax.random.key(config.train.seed))
         learners = {"policy": self.learner(template), "untrained policy": template}
         return env, {name: make_policy(actor_critic, learner, deterministic=True) for name, learner in learners.items()}
 

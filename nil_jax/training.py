@@ -210,7 +210,7 @@ def train(
     if reference is not None and encoder is not None:
         _warn_of_stranger(encoder, env, run)
         reference = with_embeddings(reference, encoder)
-    imitation = _checked(ImitationEnv(env, reference, config.reward, encoder), config, run)
+    imitation = _checked(ImitationEnv(env, reference, config.reward, encoder, config.imitation), config, run)
     program = make_program(imitation, config)
     run.start(reference, imitation.renderer_kind)
     try:

@@ -71,10 +71,10 @@ def fit_start(
     """
     problem, coarse, rng = _problem(env, mask), _problem(env, _halved(mask)), np.random.default_rng(seed)
     tick = _counter(progress, num_starts * HEAT + (FINALISTS + 1) * FINAL)
-    heats = [_search(coarse, rng, start, HEAT, tick) for start in _starts(coarse, rng, num_starts)]
+    heats = [search(coarse, rng, start, HEAT, tick) for start in _starts(coarse, rng, num_starts)]
     finalists = sorted(heats, key=lambda pair: -pair[1])[:FINALISTS]
-    best, _ = max((_search(problem, rng, start, FINAL, tick) for start, _ in finalists), key=lambda pair: pair[1])
-    best, _ = _search(problem, rng, best, FINAL, tick)  # which keeps its start if it finds none better
+    best, _ = max((search(problem, rng, start, FINAL, tick) for start, _ in finalists), key=lambda pair: pair[1])
+    best, _ = search(problem, rng, best, FINAL, tick)  # which keeps its start if it finds none better
     return problem.alignment(best)
 
 
@@ -94,14 +94,15 @@ def faces_left(env: Any, mask: Bool[np.ndarray, "H W"], *, seed: int = 0) -> boo
 
 def _rough_score(env: Any, mask: Bool[np.ndarray, "H W"], seed: int) -> float:
     problem, rng = _problem(env, mask), np.random.default_rng(seed)
-    found = [_search(problem, rng, start, FACING_ITERATIONS) for start in _starts(problem, rng, 2)]
+    found = [search(problem, rng, start, FACING_ITERATIONS) for start in _starts(problem, rng, 2)]
     return max(score for _, score in found)
 
 
-def _problem(env: Any, mask: Bool[np.ndarray, "H W"]) -> "_Problem":
+def _problem(env: Any, mask: Bool[np.ndarray, "H W"]) -> "Problem":
     if not mask.any():
         raise ValueError("mask: expected the robot in the first frame, got an empty mask; check the clip")
-    return _Problem(env, mask)
+    camera = nominal_camera(env.mj_model, env.start_qpos, env.robot_geom_ids)
+    return Problem(env, mask, camera, env.start_qpos)
 
 
 def _halved(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "h w"]:
@@ -118,8 +119,8 @@ def _counter(progress: Callable[[float], None] | None, total: int) -> Callable[[
     return lambda: progress(min(1.0, next(done) / total)) if progress else None
 
 
-def _search(
-    problem: "_Problem",
+def search(
+    problem: "Problem",
     rng: np.random.Generator,
     start: Float[np.ndarray, " P"],
     iterations: int,
@@ -145,7 +146,7 @@ def _search(
     return best, best_score
 
 
-def _starts(problem: "_Problem", rng: np.random.Generator, number: int) -> Float[np.ndarray, "S P"]:
+def _starts(problem: "Problem", rng: np.random.Generator, number: int) -> Float[np.ndarray, "S P"]:
     """The best of many wide draws of poses, each with the camera that fits its bounding box to the mask's."""
     spread = problem.spread.copy()
     spread[: DISTANCE + 1] = 0
@@ -168,15 +169,21 @@ class _Evaluation(NamedTuple):
     ground: Float[np.ndarray, " N"]  # height of the lowest foot point before the robot is put on the floor, m
 
 
-class _Problem:
-    """What the parameters mean, and how good N of them are."""
+class Problem:
+    """What the parameters mean, and how good N of them are.
 
-    def __init__(self, env: Any, mask: Bool[np.ndarray, "H W"]):
-        self.env, self.mask = env, mask
-        self.camera = nominal_camera(env.mj_model, env.start_qpos, env.robot_geom_ids)
+    Args:
+        env: The robot.
+        mask: What is to be matched.
+        camera: What zero stands for in the camera's parameters.
+        start_qpos: Angles of the joints that are not fitted.
+    """
+
+    def __init__(self, env: Any, mask: Bool[np.ndarray, "H W"], camera: Camera, start_qpos: Float[np.ndarray, " nq"]):
+        self.env, self.mask, self.camera = env, mask, camera
         self.joints = sagittal_joints(env.mj_model, env.start_qpos)
         self.low, self.high = np.asarray(env.joint_range, np.float32)[self.joints].T
-        self.start = np.array(env.start_qpos, np.float32)
+        self.start = np.array(start_qpos, np.float32)
         self.start[:2], self.start[3:7] = 0.0, (1.0, 0.0, 0.0, 0.0)
         angles = self.start[7 + self.joints]
         swapped = angles[sagittal_partners(env.mj_model, self.joints)]
@@ -191,9 +198,12 @@ class _Problem:
 
     def score(self, theta: np.ndarray, levels: Float[np.ndarray, "N L"], sharpness: float) -> Float[np.ndarray, " N"]:
         """From the mean over all levels (sharpness 0) to the plain IoU (1), less what a far-fetched pose costs."""
+        return (1 - sharpness) * levels.mean(1) + sharpness * levels[:, 0] - self.cost(theta)
+
+    def cost(self, theta: Float[np.ndarray, "N P"]) -> Float[np.ndarray, " N"]:
+        """Of poses that are far from the start pose and from its left/right swap."""
         away = (theta - self.means[:, None])[..., DISTANCE:] / self.spread[DISTANCE:]
-        cost = PRIOR * np.log1p(np.square(away)).mean(-1).min(0)  # a model without a keyframe may start far away
-        return (1 - sharpness) * levels.mean(1) + sharpness * levels[:, 0] - cost
+        return PRIOR * np.log1p(np.square(away)).mean(-1).min(0)  # a model without a keyframe may start far away
 
     def clip(self, theta: Float[np.ndarray, "N P"]) -> Float[np.ndarray, "N P"]:
         """Joints within their limits; a camera between half and twice its usual distance."""

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from PIL import Image
 
 from nil_jax.reference.align import faces_left, fit_start
 from nil_jax.reference.clip_masks import SEGMENTERS, find_masks
+from nil_jax.reference.motion import fit_motion, steadied
 from nil_jax.reference.segment import crop, square_crop
 from nil_jax.reference.tempo import tempo
 from nil_jax.reference.verdict import judge
@@ -47,6 +49,7 @@ class Reference:
     loop: bool  # the last tick is followed by the first
     embeddings: Mapping[str, Float[np.ndarray, "T D"]] = field(default_factory=dict)  # encoder digest -> embeddings
     provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values: where it comes from, how it was made
+    motion: Float[np.ndarray, "T nq"] | None = None  # poses fitted to all masks, with the travel of feet that hold
 
     def __post_init__(self):
         _expect("frames", self.frames, np.uint8, ("T", "S", "S", 3))
@@ -54,6 +57,8 @@ class Reference:
         _expect("start_qpos", self.start_qpos, np.floating, ("nq",))
         if self.camera.orthographic:
             raise ValueError("camera: expected a perspective one, which video models imagine, got an orthographic one")
+        if self.motion is not None:
+            _expect("motion", self.motion, np.floating, (len(self.frames), len(self.start_qpos)))
         for name, shape in CAMERA_ARRAYS.items():
             _expect(f"camera.{name}", np.asarray(getattr(self.camera, name)), np.floating, shape)
         for digest, embedding in self.embeddings.items():
@@ -87,6 +92,7 @@ class Reference:
         arrays = {f"camera_{name}": np.asarray(getattr(self.camera, name)) for name in CAMERA_ARRAYS}
         arrays |= {EMBEDDING + digest: value for digest, value in self.embeddings.items()}
         arrays |= {name: getattr(self, name) for name in ("frames", "masks", "start_qpos")}
+        arrays |= {} if self.motion is None else {"motion": self.motion}
         settings = {"format": FORMAT, "fps": self.fps, "loop": self.loop, "provenance": dict(self.provenance)}
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
             new = Path(scratch) / "new"
@@ -120,7 +126,7 @@ class Reference:
                 arrays = dict(archive)
             camera = Camera(**{name: jnp.asarray(arrays[f"camera_{name}"]) for name in CAMERA_ARRAYS})
             embeddings = {k.removeprefix(EMBEDDING): v for k, v in arrays.items() if k.startswith(EMBEDDING)}
-            parts = {name: arrays[name] for name in ("frames", "masks", "start_qpos")}
+            parts = {name: arrays.get(name) for name in ("frames", "masks", "start_qpos", "motion")}
             fps, loop, provenance = float(settings["fps"]), bool(settings["loop"]), dict(settings["provenance"])
             return cls(fps=fps, loop=loop, camera=camera, embeddings=embeddings, provenance=provenance, **parts)
         except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -158,6 +164,7 @@ class ReferenceConfig:
     mask_size: int = 64
     frame_size: int = 224
     loop: bool = False  # the clip is a cycle
+    track: bool = True  # fit poses to all masks, and hold the picture still where the clip's camera drifts
     speed: float = 1.0  # 2.0 plays the clip twice as fast: for clips in slow motion
     facing: Literal["auto", "right", "left"] = "auto"  # of the robot in the clip; one that faces left is mirrored
     segmenter: Literal["uniform", "sam2"] = "uniform"  # sam2: for a background that is not plain
@@ -214,16 +221,25 @@ def prepare_reference(
     times = _times(video, config)
     report("resample", 0.0)
     source_masks = crop(seen.masks, square, False)
-    tick_masks = _masks_at(source_masks, times, config)
+    fine_masks = _fine_masks_at(source_masks, times, config)
     shown = np.round(times).astype(int) % len(video.frames)
     pictures = crop(video.frames, square, 255)
     pictures[~source_masks] = 255
     frames = np.stack([resized(picture, config.frame_size) for picture in pictures])[shown]
     report("align", 0.0)
+    tick_masks = np.stack([resized(mask, config.mask_size) for mask in fine_masks])
     mirrored = config.facing == "left" or (config.facing == "auto" and faces_left(env, tick_masks[0]))
     if mirrored:
-        frames, tick_masks = (np.ascontiguousarray(part[:, :, ::-1]) for part in (frames, tick_masks))
+        parts = frames, fine_masks, tick_masks
+        frames, fine_masks, tick_masks = (np.ascontiguousarray(part[:, :, ::-1]) for part in parts)
     fit = fit_start(env, tick_masks[0], progress=lambda part: report("align", part))
+    motion = None
+    if config.track:
+        follow = partial(fit_motion, env, tick_masks, fit.camera, fit.start_qpos, loop=config.loop)
+        motion = follow(progress=lambda part: report("track", part))
+        center = np.asarray(fit.camera.center)
+        frames, fine_masks = (steadied(part, motion.drift, center) for part in (frames, fine_masks))
+        tick_masks = np.stack([resized(mask, config.mask_size) for mask in fine_masks])
     found = source_masks & (seen.confidence > 0)[:, None, None]  # what was filled in was not seen
     verdict = judge(pictures, found, video.fps * config.speed, first_frame_iou=fit.iou, loop=config.loop)
     provenance = {
@@ -236,6 +252,7 @@ def prepare_reference(
         "source_size": [video.frames.shape[2], video.frames.shape[1]],
         "source_shortened": video.shortened,
         "crop": list(square),
+        "drift": None if motion is None else motion.drift.round(5).tolist(),
         "mirrored": mirrored,
         **seen.provenance,
         "first_frame_iou": round(fit.iou, 4),
@@ -246,6 +263,7 @@ def prepare_reference(
         **({"generated": dict(video.origin)} if video.origin else {}),
     }
     reference = Reference(frames, tick_masks, config.fps, fit.camera, fit.start_qpos, config.loop, {}, provenance)
+    reference = replace(reference, motion=None if motion is None else motion.qpos)
     return reference if encoder is None else with_embeddings(reference, encoder)
 
 
@@ -266,16 +284,17 @@ def clip_at_ticks(video: Video, reference: Reference) -> UInt8[np.ndarray, "T S 
     shown = np.round(_times(video, config)).astype(int) % len(video.frames)
     frames = crop(video.frames[shown], tuple(made["crop"]), 255)
     frames = frames[:, :, ::-1] if made["mirrored"] else frames
-    return np.stack([resized(frame, config.frame_size) for frame in frames])
+    frames = np.stack([resized(frame, config.frame_size) for frame in frames])
+    drift = np.array(made.get("drift") or np.zeros((len(frames), 3)))
+    return steadied(frames, drift, np.asarray(reference.camera.center))
 
 
-def _masks_at(
+def _fine_masks_at(
     masks: Bool[np.ndarray, "n h w"], times: np.ndarray, config: ReferenceConfig
-) -> Bool[np.ndarray, "T M M"]:
+) -> Bool[np.ndarray, "T F F"]:
     """Resampled at five times the final resolution (odd, so that pixel centres stay pixel centres), for thin legs."""
     fine = np.stack([resized(mask, 5 * config.mask_size) for mask in masks])
-    fine = interpolate_masks(fine, times, loop=config.loop)
-    return np.stack([resized(mask, config.mask_size) for mask in fine])
+    return interpolate_masks(fine, times, loop=config.loop)
 
 
 def resized(image: np.ndarray, side: int) -> np.ndarray:

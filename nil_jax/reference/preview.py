@@ -12,7 +12,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from nil_jax import envs
+from nil_jax.envs import Body
 from nil_jax.reference.prepare import Reference, clip_at_ticks, resized
 from nil_jax.reference.video import Video, write_video
 from nil_jax.rendering import make_scene, render_masks
@@ -22,10 +22,10 @@ BOTH, ONLY_CLIP, ONLY_FIT = (140, 140, 140), (220, 60, 50), (50, 90, 220)
 
 
 def write_preview(path: str | Path, reference: Reference, env: Any, video: Video | None = None) -> None:
-    """Writes an mp4: clip with the mask's outline, mask, and the fitted start pose over the mask.
+    """Writes an mp4: clip with the mask's outline, mask, and the pose that was fitted to it.
 
-    The third panel is the first tick's fit throughout the hold at the start; after that the same pose stays as an
-    outline over the moving mask, which shows how far the motion goes from it.
+    Without poses for all ticks, the start pose stays as an outline over the moving mask, which shows how far the motion
+    goes from it.
 
     Args:
         path: File to write.
@@ -35,36 +35,39 @@ def write_preview(path: str | Path, reference: Reference, env: Any, video: Video
     """
     reference.check_robot(env)
     clip = reference.frames if video is None else clip_at_ticks(video, reference)
-    fit = fitted_mask(reference, env)
+    fits = fitted_masks(reference, env)
     made = reference.provenance
     labels = (
         f"clip: {str(made.get('source', ''))[:30]}",
         f"mask {reference.masks.shape[1]}x{reference.masks.shape[2]}",
-        f"start pose of {made.get('robot')}, IoU {made.get('first_frame_iou', float('nan')):.2f}",
+        f"fit of {made.get('robot')}, first IoU {made.get('first_frame_iou', float('nan')):.2f}",
     )
-    frames = [_panels(clip[t], reference.masks[t], fit, labels, first=t == 0) for t in range(len(clip))]
+    frames = [
+        _panels(frame, mask, fits[min(t, len(fits) - 1)], labels, fitted=t < len(fits))
+        for t, (frame, mask) in enumerate(zip(clip, reference.masks, strict=True))
+    ]
     hold = [frames[0]] * round(HOLD * reference.fps)
     write_video(path, np.stack(hold + frames), reference.fps)
 
 
-def fitted_mask(reference: Reference, env: Any, size: int = SIDE) -> Bool[np.ndarray, "S S"]:
-    """The robot at the fitted start pose through the fitted camera."""
-    geom_xpos, geom_xmat = envs.forward_kinematics(env.mjx_model, jnp.asarray(reference.start_qpos))
-    target = jnp.zeros((1, 3)).at[0, 0].set(reference.start_qpos[0])
-    scene = make_scene(env.mj_model, env.robot_geom_ids)
-    masks = render_masks(scene, geom_xpos[None], geom_xmat[None], reference.camera, target, height=size, width=size)
-    return np.asarray(masks[0])
+def fitted_masks(reference: Reference, env: Any, size: int = SIDE) -> Bool[np.ndarray, "T S S"]:
+    """The robot in the fitted poses through the fitted camera; one tick only where there is but the start pose."""
+    qpos = reference.start_qpos[None] if reference.motion is None else reference.motion
+    geom_xpos, geom_xmat, _, _ = Body(env).kinematics(qpos)
+    target, scene = jnp.asarray(qpos[:, :3] * [1, 0, 0], jnp.float32), make_scene(env.mj_model, env.robot_geom_ids)
+    poses = jnp.asarray(geom_xpos), jnp.asarray(geom_xmat)
+    return np.asarray(render_masks(scene, *poses, reference.camera, target, height=size, width=size))
 
 
-def _panels(frame, mask, fit, labels, *, first: bool) -> UInt8[np.ndarray, "h w 3"]:
+def _panels(frame, mask, fit, labels, *, fitted: bool) -> UInt8[np.ndarray, "h w 3"]:
     mask = resized(mask, SIDE)
     clip = resized(frame, SIDE).copy()
     clip[_outline(mask)] = ONLY_CLIP
     silhouette = np.where(mask[..., None], 0, 255).astype(np.uint8).repeat(3, -1)
     overlay = np.full_like(clip, 255)
-    overlay[mask] = ONLY_CLIP if first else BOTH
-    overlay[fit & mask if first else _outline(fit)] = BOTH if first else ONLY_FIT
-    if first:
+    overlay[mask] = ONLY_CLIP if fitted else BOTH
+    overlay[fit & mask if fitted else _outline(fit)] = BOTH if fitted else ONLY_FIT
+    if fitted:
         overlay[fit & ~mask] = ONLY_FIT
     return np.concatenate([_labelled(p, text) for p, text in zip((clip, silhouette, overlay), labels, strict=True)], 1)
 

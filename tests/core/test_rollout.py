@@ -11,8 +11,9 @@ import nil_jax
 from nil_jax import rewards
 from nil_jax.envs import AutoResetWrapper
 from nil_jax.evaluation import controls, run_episodes, summary
+from nil_jax.reference.motion import velocities
 from nil_jax.rewards import Encoder, RewardConfig
-from nil_jax.rollout import ImitationEnv, collect
+from nil_jax.rollout import ImitationConfig, ImitationEnv, collect
 
 NUM_ENVS = 3
 
@@ -114,6 +115,66 @@ def test_a_looping_reference_wraps_its_clock(tiny_env, tiny_reference):
     clock = jnp.array([0, 2, 41, 42, 44])
     np.testing.assert_array_equal(env.frame_index(clock), [0, 1, 20, 0, 1])
     np.testing.assert_array_equal(ImitationEnv(tiny_env, tiny_reference).frame_index(clock), [0, 1, 20, 20, 20])
+
+
+@pytest.fixture(scope="module")
+def moving_reference(tiny_env, tiny_reference):
+    """The reference with the motion that it was drawn from, as a loop."""
+    time = np.arange(21) / 25
+    motion = np.tile(tiny_env.default_qpos, (21, 1))
+    motion[:, 7], motion[:, 8], motion[:, 0] = 0.4 * np.sin(6 * time), -0.4 * np.sin(6 * time), 0.3 * time
+    return dataclasses.replace(tiny_reference, motion=motion.astype(np.float32), loop=True)
+
+
+def test_episodes_start_anywhere_in_the_clip_with_the_speed_that_it_has_there(tiny_env, moving_reference):
+    env = ImitationEnv(tiny_env, moving_reference, config=ImitationConfig(starts="anywhere"))
+    state = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 32))
+    frame = np.asarray(state.info["clock"]) // env.control_steps_per_tick
+    assert len(set(frame.tolist())) > 10 and (np.asarray(state.info["clock"]) % env.control_steps_per_tick == 0).all()
+    noise = tiny_env.config.reset_noise
+    np.testing.assert_allclose(state.data.qpos[:, 7:], moving_reference.motion[frame, 7:], atol=noise)
+    expected = velocities(tiny_env.mj_model, moving_reference.motion, 1 / 25, loop=True)[frame]
+    np.testing.assert_allclose(state.data.qvel, expected, atol=noise + 1e-5)
+    assert not np.asarray(state.data.qpos[:, 0]).any()
+    iou = rewards.mask_iou(env.masks(state), jnp.asarray(moving_reference.masks[frame]))
+    assert float(iou.min()) > 0.85  # reset noise
+    first = env.from_the_start()
+    state = jax.jit(first.reset)(jax.random.split(jax.random.key(0), 4))
+    assert not np.asarray(state.info["clock"]).any()
+    at_rest = jax.jit(env.from_the_start(at_rest=True).reset)(jax.random.split(jax.random.key(0), 4))
+    assert abs(np.asarray(at_rest.data.qvel)).max() <= noise < abs(np.asarray(state.data.qvel)).max()
+
+
+def test_targets_of_the_clip_are_followed_without_an_action(tiny_env, moving_reference):
+    env = ImitationEnv(tiny_env, moving_reference, config=ImitationConfig(starts="first", targets="clip"))
+    state = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 2))
+    step = jax.jit(env.step)
+    for clock in range(1, 5):
+        state = step(state, jnp.zeros((2, 2)))
+        low, part = divmod(clock, 2)
+        joints = moving_reference.motion[:, 7:]
+        expected = (1 - part / 2) * joints[low] + part / 2 * joints[low + 1]
+        np.testing.assert_allclose(state.data.ctrl, np.tile(expected, (2, 1)), atol=1e-6)
+
+
+def test_a_robot_whose_mask_is_lost_counts_as_fallen(tiny_env, moving_reference):
+    config = ImitationConfig(starts="first", lost_iou=0.99)
+    env = ImitationEnv(tiny_env, moving_reference, config=config)
+    state = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 2))
+    step = jax.jit(lambda state, tick: env.step(state, jnp.ones((2, 2)), tick=tick))
+    between = step(state, False)
+    assert not np.asarray(between.terminated).any()
+    lost = step(between, True)
+    assert np.asarray(lost.terminated).all() and not np.asarray(lost.reward).any()
+    assert not np.asarray(jax.jit(env.from_the_start().step)(between, jnp.ones((2, 2))).terminated).any()
+
+
+def test_imitation_settings_out_of_range_are_refused(tiny_env, tiny_reference):
+    for settings in ({"starts": "first"}, {"targets": "clip"}):
+        with pytest.raises(ValueError, match="expected a reference with a motion, got one without"):
+            ImitationEnv(tiny_env, tiny_reference, config=ImitationConfig(**settings))
+    with pytest.raises(ValueError, match=r"lost_iou: expected a number in \[0, 1\), got 1.5"):
+        ImitationConfig(lost_iou=1.5)
 
 
 def fake_encoder(size: int = 8) -> Encoder:

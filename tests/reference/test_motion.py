@@ -1,0 +1,103 @@
+"""Motions from masks: known ones are found again, with the drift of the camera; feet that hold; velocities."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from nil_jax.envs import Body
+from nil_jax.reference.motion import fit_motion, steadied, travelled, velocities
+from nil_jax.rendering import make_scene, render_masks
+
+TICKS, RATE = 14, 25.0
+
+
+@pytest.fixture(scope="module")
+def swing(tiny_env):
+    """Legs that swing against each other from a wide stance on, the base as the lowest foot has it."""
+    phase = 1.2 + 6 * np.arange(TICKS) / RATE
+    coords = np.tile(Body(tiny_env).coords(tiny_env.default_qpos[None]), (TICKS, 1))
+    coords[:, -2], coords[:, -1] = 0.4 * np.sin(phase), -0.4 * np.sin(phase)
+    return Body(tiny_env).qpos(coords)
+
+
+def drawn(env, qpos, camera, size):
+    """Masks by the renderer, each tick by a camera of its own."""
+    geom_xpos, geom_xmat, _, _ = Body(env).kinematics(qpos)
+    scene, target = make_scene(env.mj_model, env.robot_geom_ids), jnp.zeros((len(qpos), 3))
+    parts = jnp.asarray(geom_xpos), jnp.asarray(geom_xmat)
+    return np.asarray(render_masks(scene, *parts, camera, target, height=size, width=size))
+
+
+def repeated(camera, zoom, shift):
+    """The camera at every tick, with its drift."""
+    count = len(zoom)
+    return dataclasses.replace(
+        camera,
+        position=jnp.tile(camera.position, (count, 1)),
+        rotation=jnp.tile(camera.rotation, (count, 1, 1)),
+        focal=camera.focal * jnp.exp(jnp.asarray(zoom, jnp.float32)),
+        center=camera.center + jnp.asarray(shift, jnp.float32),
+    )
+
+
+def iou(a, b):
+    return (a & b).sum((1, 2)) / (a | b).sum((1, 2))
+
+
+def test_a_known_motion_and_the_drift_of_its_camera_are_found_and_taken_out(tiny_env, tiny_reference, swing):
+    zoom, shift = np.linspace(0, 0.15, TICKS), np.linspace(0, 1, TICKS)[:, None] * [0.04, -0.03]
+    drifting = repeated(tiny_reference.camera, zoom, shift)
+    masks, parts = drawn(tiny_env, swing, drifting, 64), []
+    motion = fit_motion(tiny_env, masks, tiny_reference.camera, swing[0], progress=parts.append)
+    assert np.abs(motion.qpos[:, 7:] - swing[:, 7:]).mean() < 0.06  # rad; left for right would be 0.5
+    np.testing.assert_allclose(motion.drift, np.column_stack([zoom, shift]), atol=0.04)
+    assert parts == sorted(parts) and parts[-1] == 1.0
+
+    still = drawn(tiny_env, swing, repeated(tiny_reference.camera, 0 * zoom, 0 * shift), 256)
+    moved, center = drawn(tiny_env, swing, drifting, 256), np.asarray(tiny_reference.camera.center)
+    assert iou(moved, still)[-1] < 0.7
+    # With the drift that is known, what is left is the rounding to pixels.
+    assert iou(steadied(moved, np.column_stack([zoom, shift]), center), still).min() > 0.96
+    assert iou(steadied(moved, motion.drift, center), still).mean() > 0.85
+    pictures = np.where(moved[..., None], 0, 255).astype(np.uint8).repeat(3, -1)
+    assert (steadied(pictures, -np.column_stack([zoom + 0.2, shift]), center)[:, 0, 0] == 255).all()
+
+
+def test_the_lowest_foot_holds_its_place(tiny_env, swing):
+    body = Body(tiny_env)
+    qpos = swing.astype(np.float64)
+    qpos[1:, 0] = np.cumsum(travelled(body, swing)[:-1])
+    model, data, places = tiny_env.mj_model, mujoco.MjData(tiny_env.mj_model), []
+    for pose in qpos:
+        data.qpos[:] = pose
+        mujoco.mj_kinematics(model, data)
+        places.append(data.geom_xpos[tiny_env.foot_geom_ids][:, [0, 2]].copy())
+    places = np.array(places)
+    lowest = (places[1:, :, 1] + places[:-1, :, 1]).argmin(1)
+    steps = np.diff(places[..., 0], axis=0)[np.arange(TICKS - 1), lowest]
+    np.testing.assert_allclose(steps, 0, atol=1e-5)  # float32
+    assert np.ptp(qpos[:, 0]) > 0.05
+
+
+def test_velocities_lead_from_tick_to_tick(tiny_env):
+    model, dt = tiny_env.mj_model, 0.04
+    rate = np.array([0.5, 0.0, 0.1, 0.0, 0.3, 0.0, 1.0, -2.0])
+    qpos = [np.array(tiny_env.default_qpos, np.float64)]
+    for _ in range(4):
+        following = qpos[-1].copy()
+        mujoco.mj_integratePos(model, following, rate, dt)
+        qpos.append(following)
+    np.testing.assert_allclose(velocities(model, np.array(qpos), dt), np.tile(rate, (5, 1)), atol=1e-5)
+
+
+def test_a_loop_has_no_jump_at_its_seam(tiny_env):
+    phase = 2 * np.pi * np.arange(12) / 12
+    qpos = np.tile(tiny_env.default_qpos.astype(np.float64), (12, 1))
+    qpos[:, 0], qpos[:, 7] = 0.04 * np.arange(12), 0.3 * np.sin(phase)
+    found = velocities(tiny_env.mj_model, qpos, 0.04, loop=True)
+    np.testing.assert_allclose(found[:, 0], 1.0, atol=1e-5)
+    expected = 0.3 * np.sin(2 * np.pi / 12) / 0.04 * np.cos(phase)  # the central difference of a sine
+    np.testing.assert_allclose(found[:, 6], expected, atol=1e-5)
