@@ -126,7 +126,9 @@ class Reference:
                 arrays = dict(archive)
             camera = Camera(**{name: jnp.asarray(arrays[f"camera_{name}"]) for name in CAMERA_ARRAYS})
             embeddings = {k.removeprefix(EMBEDDING): v for k, v in arrays.items() if k.startswith(EMBEDDING)}
-            parts = {name: arrays.get(name) for name in ("frames", "masks", "start_qpos", "motion")}
+            parts = {name: arrays[name] for name in ("frames", "masks", "start_qpos")} | {
+                "motion": arrays.get("motion")
+            }
             fps, loop, provenance = float(settings["fps"]), bool(settings["loop"]), dict(settings["provenance"])
             return cls(fps=fps, loop=loop, camera=camera, embeddings=embeddings, provenance=provenance, **parts)
         except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:

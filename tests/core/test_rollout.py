@@ -137,7 +137,7 @@ def test_episodes_start_anywhere_in_the_clip_with_the_speed_that_it_has_there(ti
     np.testing.assert_allclose(state.data.qvel, expected, atol=noise + 1e-5)
     assert not np.asarray(state.data.qpos[:, 0]).any()
     iou = rewards.mask_iou(env.masks(state), jnp.asarray(moving_reference.masks[frame]))
-    assert float(iou.min()) > 0.85  # reset noise
+    assert float(iou.mean()) > 0.85 and float(iou.min()) > 0.75  # reset noise, on 32 px
     first = env.from_the_start()
     state = jax.jit(first.reset)(jax.random.split(jax.random.key(0), 4))
     assert not np.asarray(state.info["clock"]).any()
