@@ -216,9 +216,8 @@ def prepare_reference(
     report("read", 0.0)
     video = read_video(video, fps=source_fps)
     report("segment", 0.0)
-    seen = find_masks(
-        env, video, config.segmenter, config.segmenter_model, masks, progress=lambda part: report("segment", part)
-    )
+    wanted = config.segmenter, config.segmenter_model, masks
+    seen = find_masks(env, video, *wanted, progress=partial(report, "segment"))
     square = square_crop(seen.masks)
     times = _times(video, config)
     report("resample", 0.0)
@@ -227,32 +226,27 @@ def prepare_reference(
     shown = np.round(times).astype(int) % len(video.frames)
     pictures = crop(video.frames, square, 255)
     pictures[~source_masks] = 255
-    frames = np.stack([resized(picture, config.frame_size) for picture in pictures])[shown]
+    frames = _all_resized(pictures, config.frame_size)[shown]
     report("align", 0.0)
-    tick_masks = np.stack([resized(mask, config.mask_size) for mask in fine_masks])
+    tick_masks = _all_resized(fine_masks, config.mask_size)
     mirrored = config.facing == "left" or (config.facing == "auto" and faces_left(env, tick_masks[0]))
     if mirrored:
         parts = frames, fine_masks, tick_masks
         frames, fine_masks, tick_masks = (np.ascontiguousarray(part[:, :, ::-1]) for part in parts)
-    fit = fit_start(env, tick_masks[0], progress=lambda part: report("align", part))
+    fit = fit_start(env, tick_masks[0], progress=partial(report, "align"))
     motion = None
     if config.track:
         follow = partial(fit_motion, env, tick_masks, fit.camera, fit.start_qpos, loop=config.loop)
-        motion = follow(progress=lambda part: report("track", part))
+        motion = follow(progress=partial(report, "track"))
         center = np.asarray(fit.camera.center)
         frames, fine_masks = (steadied(part, motion.drift, center) for part in (frames, fine_masks))
-        tick_masks = np.stack([resized(mask, config.mask_size) for mask in fine_masks])
+        tick_masks = _all_resized(fine_masks, config.mask_size)
     found = source_masks & (seen.confidence > 0)[:, None, None]  # what was filled in was not seen
     verdict = judge(pictures, found, video.fps * config.speed, first_frame_iou=fit.iou, loop=config.loop)
     provenance = {
         "robot": env.spec.name,
         "fingerprint": env.fingerprint,
-        "source": video.name,
-        "source_sha256": video.sha256,
-        "source_fps": video.fps,
-        "source_frames": len(video.frames),
-        "source_size": [video.frames.shape[2], video.frames.shape[1]],
-        "source_shortened": video.shortened,
+        **_origin(video),
         "crop": list(square),
         "drift": None if motion is None else motion.drift.round(5).tolist(),
         "mirrored": mirrored,
@@ -262,11 +256,23 @@ def prepare_reference(
         "tempo": tempo(env, found, video.fps * config.speed),
         "nil_jax": importlib.metadata.version("nil-jax"),
         **asdict(config),
-        **({"generated": dict(video.origin)} if video.origin else {}),
     }
     reference = Reference(frames, tick_masks, config.fps, fit.camera, fit.start_qpos, config.loop, {}, provenance)
     reference = replace(reference, motion=None if motion is None else motion.qpos)
     return reference if encoder is None else with_embeddings(reference, encoder)
+
+
+def _origin(video: Video) -> dict[str, Any]:
+    """What the provenance says of the clip."""
+    return {
+        "source": video.name,
+        "source_sha256": video.sha256,
+        "source_fps": video.fps,
+        "source_frames": len(video.frames),
+        "source_size": [video.frames.shape[2], video.frames.shape[1]],
+        "source_shortened": video.shortened,
+        **({"generated": dict(video.origin)} if video.origin else {}),
+    }
 
 
 def _times(video: Video, config: ReferenceConfig) -> Float[np.ndarray, " T"]:
@@ -286,7 +292,7 @@ def clip_at_ticks(video: Video, reference: Reference) -> UInt8[np.ndarray, "T S 
     shown = np.round(_times(video, config)).astype(int) % len(video.frames)
     frames = crop(video.frames[shown], tuple(made["crop"]), 255)
     frames = frames[:, :, ::-1] if made["mirrored"] else frames
-    frames = np.stack([resized(frame, config.frame_size) for frame in frames])
+    frames = _all_resized(frames, config.frame_size)
     drift = np.array(made.get("drift") or np.zeros((len(frames), 3)))
     return steadied(frames, drift, np.asarray(reference.camera.center))
 
@@ -295,8 +301,7 @@ def _fine_masks_at(
     masks: Bool[np.ndarray, "n h w"], times: np.ndarray, config: ReferenceConfig
 ) -> Bool[np.ndarray, "T F F"]:
     """Resampled at five times the final resolution (odd, so that pixel centres stay pixel centres), for thin legs."""
-    fine = np.stack([resized(mask, 5 * config.mask_size) for mask in masks])
-    return interpolate_masks(fine, times, loop=config.loop)
+    return interpolate_masks(_all_resized(masks, 5 * config.mask_size), times, loop=config.loop)
 
 
 def resized(image: np.ndarray, side: int) -> np.ndarray:
@@ -304,6 +309,10 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
     if image.dtype == bool:
         return np.asarray(Image.fromarray(image.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)) > 0
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _all_resized(images: np.ndarray, side: int) -> np.ndarray:
+    return np.stack([resized(image, side) for image in images])
 
 
 def with_embeddings(reference: Reference, encoder: Encoder, *, batch_size: int = 8) -> Reference:
@@ -319,6 +328,6 @@ def with_embeddings(reference: Reference, encoder: Encoder, *, batch_size: int =
     """
     if encoder.digest in reference.embeddings:
         return reference
-    frames = np.stack([resized(frame, encoder.image_size) for frame in reference.frames])
+    frames = _all_resized(reference.frames, encoder.image_size)
     embedding = embed_clips(encoder, frames, clip_indices(len(frames), encoder.num_frames), batch_size)
     return replace(reference, embeddings=dict(reference.embeddings) | {encoder.digest: embedding})
