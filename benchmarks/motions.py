@@ -71,6 +71,8 @@ RECORDINGS = {
     ),
 }
 
+ROBOTS = {"h1 walk": "unitree_h1", "h1 run": "unitree_h1", "a1 walk": "unitree_a1", "talos walk": "talos"}
+
 
 @dataclass(frozen=True)
 class Gait:

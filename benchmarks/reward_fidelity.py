@@ -1,6 +1,6 @@
 """How well rewards rank motions: similarities of pictures against the true distance of poses.
 
-    python benchmarks/reward_fidelity.py [--quick | --full] [--json FILE] [--mocap FOLDER] [--loco FOLDER]
+    python benchmarks/reward_fidelity.py [--quick | --full] [--json FILE] [--mocap FOLDER]
                                          [--encoders NAME[,POOLING] ...] [--references NAME ...] [--only WORD ...]
 
 References are real gaits of H1, A1 and Talos (../shared/mocap), seen by a follow camera. An agent's clip is a window of
@@ -25,7 +25,7 @@ import numpy as np
 import ranking
 from candidates import CANDIDATES, HARD
 from features import Embedder
-from motions import RECORDINGS, Gait, read_gait
+from motions import RECORDINGS, ROBOTS, Gait, read_gait
 from rich.console import Console
 from rich.table import Table
 from studies import Study, study
@@ -33,7 +33,6 @@ from studies import Study, study
 import nil_jax
 from nil_jax.rewards import load_encoder
 
-ROBOTS = {"h1 walk": "unitree_h1", "h1 run": "unitree_h1", "a1 walk": "unitree_a1", "talos walk": "talos/talos.xml"}
 QUICK = ("h1 walk",)
 STRIDES = {"quick": (1,), "full": (1, 2, 5)}  # ticks between two frames of an encoder's clip
 
@@ -184,19 +183,10 @@ def agreements(studies: list[Study], domain: str) -> list[dict]:
     return rows
 
 
-def read_gaits(mocap: Path, loco: Path | None) -> dict[str, Gait]:
-    """All references whose files are there."""
-    found, envs = {}, {}
-    for name, robot in ROBOTS.items():
-        path: str | Path = robot
-        if robot.endswith(".xml"):
-            if loco is None or not (loco / robot).is_file():
-                print(f"{name}: skipped; expected {robot} below --loco FOLDER, got {loco}")
-                continue
-            path = loco / robot
-        envs.setdefault(robot, nil_jax.envs.make(path))
-        found[name] = read_gait(RECORDINGS[name], mocap, envs[robot])
-    return found
+def read_gaits(mocap: Path) -> dict[str, Gait]:
+    """All references."""
+    envs = {robot: nil_jax.envs.make(robot) for robot in ROBOTS.values()}
+    return {name: read_gait(RECORDINGS[name], mocap, envs[robot]) for name, robot in ROBOTS.items()}
 
 
 def main() -> None:
@@ -204,13 +194,12 @@ def main() -> None:
     shared = Path(__file__).resolve().parents[2] / "shared"
     command = common.parser(__doc__.splitlines()[0])
     command.add_argument("--mocap", type=Path, default=shared / "mocap", metavar="FOLDER")
-    command.add_argument("--loco", type=Path, metavar="FOLDER", help="made by ../shared/robots/get_locomujoco.sh")
     command.add_argument("--encoders", nargs="*", default=["student"], metavar="NAME[,POOLING]", help="of load_encoder")
     command.add_argument("--references", nargs="+", choices=ROBOTS, help="the gaits (default: one, or with --full all)")
     command.add_argument("--only", nargs="+", metavar="WORD", help="candidates whose names hold one of these")
     options = command.parse_args()
     size = "full" if options.full else "quick"
-    gaits = read_gaits(options.mocap, options.loco)
+    gaits = read_gaits(options.mocap)
     names = options.references or (gaits if options.full else QUICK)
     words = options.only or [""]
     chosen = {n: c for n, c in CANDIDATES.items() if n == HARD or any(word in n for word in words)}

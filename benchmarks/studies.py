@@ -199,7 +199,7 @@ def totals(rewards: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     }
     video = "student, every 1: L2"
     if video in rewards and TERM in rewards:
-        found["default reward"] = {video: DEFAULT.video_weight, TERM: DEFAULT.outline_weight}
+        found["picture terms of the default reward"] = {video: DEFAULT.video_weight, TERM: DEFAULT.outline_weight}
     return found
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 from mujoco import mjx
 from scipy.spatial.transform import Rotation
 
@@ -89,6 +89,13 @@ class Body:
             parts.append([np.asarray(leaf) for leaf in self._kinematics(np.asarray(qpos, np.float32)[rows])])
         return tuple(np.concatenate(leaves)[: len(qpos)] for leaves in zip(*parts, strict=True))
 
+    def points_of(self, xpos: Float[Array, "b 3"], xmat: Float[Array, "b 3 3"]) -> Float[Array, "K 3"]:
+        """Keypoints in the world frame, m, from positions and rotations of the bodies; may be jitted and vmapped."""
+        ends, owners = jnp.asarray(self._ends), self._end_bodies
+        rotation = xmat[owners].reshape(-1, 3, 3)
+        tips = xpos[owners][:, None] + jnp.einsum("eij,ekj->eki", rotation, ends)
+        return jnp.concatenate([xpos[self._bodies], tips.reshape(-1, 3)])
+
     def keypoints(self, qpos: Float[np.ndarray, "*n nq"]) -> Float[np.ndarray, "*n K 3"]:
         """Keypoints as the camera sees them, which follows the base's x, in robot sizes."""
         flat = qpos.reshape(-1, qpos.shape[-1])
@@ -113,16 +120,14 @@ class Body:
 
     @cached_property
     def _kinematics(self):
-        env, ends, owners = self.env, jnp.asarray(self._ends), self._end_bodies
+        env = self.env
 
         @jax.jit
         @jax.vmap
         def run(qpos):
             data = mjx.kinematics(env.mjx_model, mjx.make_data(env.mjx_model).replace(qpos=qpos))
             lowest = env.lowest_point(data.geom_xpos, data.geom_xmat)
-            rotation = data.xmat[owners].reshape(-1, 3, 3)
-            tips = data.xpos[owners][:, None] + jnp.einsum("eij,ekj->eki", rotation, ends)
-            points = jnp.concatenate([data.xpos[self._bodies], tips.reshape(-1, 3)])
+            points = self.points_of(data.xpos, data.xmat)
             return data.geom_xpos, data.geom_xmat.reshape(-1, 3, 3), lowest, points
 
         return run

@@ -7,7 +7,7 @@ turned by the robot's yaw. Units: m, rad, s, N m. Axes: G geoms, J joints, U act
 import copy
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import jax
@@ -33,12 +33,15 @@ class RobotSpec:
     start_pose: Mapping[str, float] = field(default_factory=dict)  # joint -> rad; overrides the keyframes, by name
     stiffness: Mapping[str, float] = field(default_factory=dict)  # part of a joint's name -> N m / rad of its servo
     fall_height: float = 0.6  # fallen when the base is below this fraction of its standing height
-    target_velocity: float = 1.25  # m/s, forward speed of the plain locomotion reward
+    target_velocity: float = 1.25  # m/s, forward speed of the locomotion reward
 
     @property
     def handle(self) -> str:
         """What `make` takes to find this robot again."""
         return self.source if self.source.endswith((".xml", ".mjcf")) else self.name
+
+
+SPREADS = ("mass_spread", "friction_spread", "gain_spread")
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,16 @@ class EnvConfig:
     ctrl_dt: float = 0.02  # s between two actions
     sim_dt: float = 0.004  # s between two physics steps
     actuation: str = "position"  # "position": servo on target angles; "torque": the paper's
-    action_scale: float = 0.6  # rad of target angle at |action| = 1 (position)
+    action_scale: float = 0.4  # rad of target angle at |action| = 1 (position)
     damping_per_stiffness: float = 0.03  # s; servo damping over servo stiffness
     episode_length: int = 500  # control steps until truncation
     reset_noise: float = 0.02  # rad and rad/s, uniform, on the joints
     reset_velocity: float = 0.0  # m/s forward at reset
+    # Domain randomisation, drawn anew for each episode: shares by which values vary up and down, and a delay.
+    mass_spread: float = 0.0  # of each body's mass and inertia
+    friction_spread: float = 0.0  # of the friction between feet and floor
+    gain_spread: float = 0.0  # of each actuator's strength
+    latency: float = 0.0  # s, the most by which actions take effect late
     feet: tuple[str, ...] | None = None  # names of the foot bodies; None: the lowest leaf bodies
     fall_tilt: float = 1.0  # rad between the base's z axis and the vertical at which the robot has fallen
     physics: Literal["jax", "warp"] = "jax"  # engine: MJX in JAX, or MJX-Warp
@@ -63,7 +71,14 @@ class EnvConfig:
         for name in ("ctrl_dt", "sim_dt", "action_scale", "episode_length", "fall_tilt"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        for name in ("reset_noise", "damping_per_stiffness"):
+        for name in SPREADS:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")
+        if self.latency > self.ctrl_dt:
+            raise ValueError(f"latency: expected at most one control step ({self.ctrl_dt} s), got {self.latency} s")
+        if self.randomized and self.physics == "warp":
+            raise ValueError('physics: expected "jax" with domain randomisation, got "warp"; type: --physics jax')
+        for name in ("reset_noise", "damping_per_stiffness", "latency"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
         choices = {
@@ -79,6 +94,11 @@ class EnvConfig:
             raise ValueError(f"buffer_margin: expected a number >= 1, got {self.buffer_margin}")
         if abs(self.ctrl_dt / self.sim_dt - self.n_substeps) > 1e-6:
             raise ValueError(f"ctrl_dt: expected a multiple of sim_dt ({self.sim_dt} s), got {self.ctrl_dt} s")
+
+    @property
+    def randomized(self) -> bool:
+        """Whether episodes differ in their physics."""
+        return self.latency > 0 or any(getattr(self, name) > 0 for name in SPREADS)
 
     @property
     def n_substeps(self) -> int:
@@ -98,10 +118,11 @@ class RobotEnv(Env):
     """One robot on a flat floor.
 
     Actions in [-1, 1]: target angles `default + action_scale * action` (position) or torques `limit * action` (torque).
-    `metrics` holds `forward_velocity` (m/s), `foot_slip_speed` (m/s, mean over the feet in contact), `fall` (0 or 1),
-    and under Warp's physics `buffer_overflow` (0 or 1: contacts were lost in this episode). `info` holds `step`, and
-    for reward terms `last_action`, `torque` [U] (N m), and for each foot `foot_contact` [F] (0 or 1) and
-    `foot_velocity` [F, 3] (m/s over the last control step, of the part that touches the floor).
+    `metrics` holds `forward_velocity` (m/s), `locomotion` (the env's own reward), `foot_slip_speed` (m/s, mean over the
+    feet in contact), `fall` (0 or 1), and under Warp's physics `buffer_overflow` (0 or 1: contacts were lost in this
+    episode). `info` holds `step`, and for reward terms `last_action`, `torque` [U] (N m), and for each foot
+    `foot_contact` [F] (0 or 1) and `foot_velocity` [F, 3] (m/s over the last control step, of the part that touches the
+    floor).
     """
 
     def __init__(self, spec: RobotSpec, model: mujoco.MjSpec, config: EnvConfig):
@@ -128,6 +149,7 @@ class RobotEnv(Env):
         foot_bodies = prepared.mj_model.geom_bodyid[prepared.foot_geom_ids]
         self._foot_of_geom = (np.unique(foot_bodies)[:, None] == foot_bodies).astype(np.float32)  # [F, C]
         self.torque_limit = prepared.torque_limit.astype(np.float32)
+        self.servo_lag = _servo_lag(prepared) if config.actuation == "position" else np.zeros(len(self.joint_names))
 
         stand = prepared.keyframes.get("stand", prepared.keyframes.get("home"))
         if stand is None:
@@ -141,7 +163,7 @@ class RobotEnv(Env):
         if config.renderer == "warp":
             require_warp("renderer")
         if config.physics == "warp":
-            bounds = np.stack([self._control(jnp.full(self.action_size, end)) for end in (-1.0, 1.0)], axis=1)
+            bounds = np.stack([self.control(jnp.full(self.action_size, end)) for end in (-1.0, 1.0)], axis=1)
             self.physics = warp_physics(self.mj_model, self.default_qpos, bounds, config.buffer_margin)
 
     def for_batch(self, num_envs: int) -> "RobotEnv":
@@ -156,6 +178,12 @@ class RobotEnv(Env):
             raise ValueError(f"start pose: expected {self.start_qpos.shape}, got {qpos.shape}")
         env = copy.copy(self)
         env.start_qpos = np.asarray(qpos, np.float32)
+        return env
+
+    def nominal(self) -> "RobotEnv":
+        """The same robot without domain randomisation."""
+        env = copy.copy(self)
+        env.config = replace(self.config, latency=0.0, **dict.fromkeys(SPREADS, 0.0))
         return env
 
     def reset(
@@ -173,24 +201,29 @@ class RobotEnv(Env):
         qvel = qvel.at[6:].add(jax.random.uniform(key_v, (nj,), minval=-noise, maxval=noise))
         action = jnp.zeros(self.action_size)
         # Frames of bodies and geoms are all that is looked at; mjx.step computes the rest.
-        data = self.physics.make_data(self.num_envs).replace(qpos=qpos, qvel=qvel)
+        data = self.physics.make_data(self.num_envs).replace(qpos=qpos, qvel=qvel, ctrl=self.control(action))
         data = mjx.kinematics(self.physics.mjx_model, data)
         info = {"step": jnp.int32(0), "last_action": action, "foot_position": data.geom_xpos[self.foot_geom_ids]}
-        return self._state(data, info)
+        return self._state(data, info, self._world(jax.random.fold_in(key, 0)))
 
     def step(self, state: State, action: Float[Array, " U"], joints: Float[Array, " J"] | None = None) -> State:
         """`n_substeps` of physics under one action; position targets lie around `joints` (default: standing)."""
         action = jnp.clip(action.astype(jnp.float32), -1.0, 1.0)
-        data = state.data.replace(ctrl=self._control(action, joints))
+        world = {name: value for name, value in state.info.items() if name.startswith(WORLD)}
+        changes = {name.removeprefix(WORLD): value for name, value in world.items()}
+        before, now, delay = state.data.ctrl, self.control(action, joints), changes.pop("latency", None)
+        model = self.physics.mjx_model.replace(**changes)
 
-        def substep(data: mjx.Data, _: None) -> tuple[mjx.Data, None]:
-            return mjx.step(self.physics.mjx_model, data), None
+        def substep(data: mjx.Data, time: Array) -> tuple[mjx.Data, None]:
+            ctrl = now if delay is None else jnp.where(time < delay, before, now)
+            return mjx.step(model, data.replace(ctrl=ctrl)), None
 
-        data, _ = jax.lax.scan(substep, data, None, length=self.config.n_substeps)
+        times = self.config.sim_dt * jnp.arange(self.config.n_substeps)
+        data, _ = jax.lax.scan(substep, state.data, times)
         # mjx.step leaves the frames of bodies and geoms at the pose before its last integration.
         data = mjx.kinematics(self.physics.mjx_model, data)
         info = {name: state.info[name] for name in ("step", "foot_position")}
-        return self._state(data, info | {"last_action": action, "step": info["step"] + 1})
+        return self._state(data, info | {"last_action": action, "step": info["step"] + 1}, world)
 
     def foot_heights(self, geom_xpos: Float[Array, "G 3"], geom_xmat: Float[Array, "G 3 3"]) -> Float[Array, " C"]:
         """Height of the lowest point of each of `foot_geom_ids`, m."""
@@ -216,14 +249,36 @@ class RobotEnv(Env):
         lowest = self.lowest_point(jnp.asarray(data.geom_xpos), jnp.asarray(data.geom_xmat).reshape(-1, 3, 3))
         return np.concatenate([qpos[:2], [qpos[2] - float(lowest)], qpos[3:]]).astype(np.float32)
 
-    def _control(self, action: Float[Array, " U"], center: Float[Array, " J"] | None = None) -> Float[Array, " U"]:
+    def control(self, action: Float[Array, " U"], joints: Float[Array, " J"] | None = None) -> Float[Array, " U"]:
+        """What MuJoCo's actuators take: target angles (rad) around `joints` (default: standing), or torques (N m)."""
         if self.config.actuation == "torque":
             return action * jnp.array(self.torque_limit)
-        joints, center = self.prepared.actuated, jnp.array(self.default_qpos[7:]) if center is None else center
-        low, high = jnp.array(self.joint_range[joints], jnp.float32).T
-        return jnp.clip(center[joints] + self.config.action_scale * action, low, high)
+        actuated, center = self.prepared.actuated, jnp.array(self.default_qpos[7:]) if joints is None else joints
+        low, high = jnp.array(self.joint_range[actuated], jnp.float32).T
+        return jnp.clip(center[actuated] + self.config.action_scale * action, low, high)
 
-    def _state(self, data: mjx.Data, info: dict[str, Array]) -> State:
+    def _world(self, key: PRNGKeyArray) -> dict[str, Array]:
+        """What this episode's physics has of its own: fields of the model, and the delay of its actions."""
+        if not self.config.randomized:
+            return {}
+        model, config = self.mj_model, self.config
+        keys = jax.random.split(key, 4)
+
+        def factor(index: int, shape: tuple[int, ...], spread: float) -> Array:
+            return jax.random.uniform(keys[index], shape, minval=1 - spread, maxval=1 + spread)
+
+        mass, gain = factor(0, (model.nbody, 1), config.mass_spread), factor(2, (model.nu, 1), config.gain_spread)
+        fields = {
+            "body_mass": jnp.asarray(model.body_mass, jnp.float32) * mass[:, 0],
+            "body_inertia": jnp.asarray(model.body_inertia, jnp.float32) * mass,
+            "geom_friction": jnp.asarray(model.geom_friction, jnp.float32) * factor(1, (), config.friction_spread),
+            "actuator_gainprm": jnp.asarray(model.actuator_gainprm, jnp.float32) * gain,
+            "actuator_biasprm": jnp.asarray(model.actuator_biasprm, jnp.float32) * gain,
+            "latency": jax.random.uniform(keys[3], (), maxval=config.latency),
+        }
+        return {f"{WORLD}{name}": value for name, value in fields.items()}
+
+    def _state(self, data: mjx.Data, info: dict[str, Array], world: dict[str, Array]) -> State:
         finite = jnp.isfinite(data.qpos).all() & jnp.isfinite(data.qvel).all()
         foot_position = data.geom_xpos[self.foot_geom_ids]
         touching = (self._foot_lower(data.geom_xpos, data.geom_xmat) < CONTACT_HEIGHT) * self._foot_of_geom  # [F, C]
@@ -240,38 +295,68 @@ class RobotEnv(Env):
             (height < self.spec.fall_height * self.standing_height) | (up < np.cos(self.config.fall_tilt)) | ~finite
         )
         velocity = jnp.where(finite, data.qvel[0], 0.0)
-        obs = jnp.where(finite, self._observation(data, info["last_action"]), 0.0)
+        obs = jnp.where(finite, self.observation(data.qpos, data.qvel, info["last_action"]), 0.0)
         info = {name: jnp.where(finite, value, jnp.zeros_like(value)) for name, value in info.items()}
-        reward = jnp.where(fallen, 0.0, jnp.exp(-jnp.square(velocity - self.spec.target_velocity)))
+        reward = jnp.where(fallen | ~finite, 0.0, locomotion_reward(self.spec, data.qvel[:2]))
         slip = (info["foot_contact"] * jnp.linalg.norm(info["foot_velocity"][:, :2], axis=1)).sum()
         metrics = {
             "forward_velocity": velocity,
+            "locomotion": reward,
             "foot_slip_speed": slip / jnp.maximum(info["foot_contact"].sum(), 1.0),
             "fall": fallen.astype(jnp.float32),
         }
         metrics |= self.physics.metrics(data)
-        return State(data, obs, reward, fallen, info["step"] >= self.episode_length, metrics, info)
+        return State(data, obs, reward, fallen, info["step"] >= self.episode_length, metrics, info | world)
 
-    def _observation(self, data: mjx.Data, last_action: Float[Array, " U"]) -> Float[Array, " O"]:
-        rotation = rotation_matrix(data.qpos[3:7])
+    def observation(
+        self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], last_action: Float[Array, " U"]
+    ) -> Float[Array, " O"]:
+        """What the policy sees of the robot.
+
+        Joint angles relative to standing (rad) and their velocities (rad/s); the direction of gravity in the base
+        frame; the base's height (m); its velocity in the heading frame (m/s) and its angular velocity in its own frame
+        (rad/s); cosine and sine of the yaw; lateral offset (m); the last action.
+        """
+        rotation = rotation_matrix(qpos[3:7])
         forward = rotation[:2, 0] / jnp.maximum(jnp.linalg.norm(rotation[:2, 0]), 1e-6)  # (cos yaw, sin yaw)
         cos, sin = forward
-        vx, vy, vz = data.qvel[:3]
+        vx, vy, vz = qvel[:3]
         return jnp.concatenate(
             [
-                data.qpos[7:] - jnp.array(self.default_qpos[7:]),
-                data.qvel[6:],
+                qpos[7:] - jnp.array(self.default_qpos[7:]),
+                qvel[6:],
                 -rotation[2],  # direction of gravity in the base frame
-                data.qpos[2:3],
+                qpos[2:3],
                 jnp.stack([cos * vx + sin * vy, cos * vy - sin * vx, vz]),
-                data.qvel[3:6],
+                qvel[3:6],
                 forward,
-                data.qpos[1:2],  # lateral offset: the camera follows along x only, so the mask depends on it
+                qpos[1:2],  # lateral offset: the camera follows along x only, so the mask depends on it
                 last_action,
             ]
         )
 
 
+def locomotion_reward(spec: RobotSpec, velocity: Float[Array, "2"]) -> Float[Array, ""]:
+    """LocoMuJoCo's reward of a base velocity (m/s, along x and y), in [0, 1]: what arXiv 2503.10626 reports.
+
+    Humanoids: `exp(-(v_x - v*)^2)`; quadrupeds: `exp(-5 |v - (v*, 0)|)`, v* being `spec.target_velocity`.
+    """
+    error = velocity - jnp.array([spec.target_velocity, 0.0])
+    if spec.body == "quadruped":
+        return jnp.exp(-5.0 * jnp.linalg.norm(error))
+    return jnp.exp(-jnp.square(error[0]))
+
+
+def _servo_lag(prepared: Prepared) -> np.ndarray:
+    """Seconds by which each joint follows a moving target: damping, also the joint's own, over stiffness."""
+    model, joints = prepared.mj_model, prepared.actuated
+    lag = np.zeros(len(prepared.joint_names))
+    damping = model.dof_damping[6 + joints] - model.actuator_biasprm[:, 2]
+    lag[joints] = damping / model.actuator_gainprm[:, 0]
+    return lag
+
+
+WORLD = "world/"  # names in `info` of what domain randomisation has drawn
 CONTACT_HEIGHT = 0.01  # m; a foot geom lower than this counts as touching the floor
 
 

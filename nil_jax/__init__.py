@@ -12,6 +12,7 @@ from nil_jax import envs, rewards
 from nil_jax.config import Config, preset
 from nil_jax.evaluation import evaluate
 from nil_jax.learning import make_actor_critic, make_policy
+from nil_jax.pretrained import Pretrained, list_pretrained, load_pretrained, save_pretrained
 from nil_jax.reference import (
     Reference,
     generate_clip,
@@ -30,6 +31,7 @@ __version__ = importlib.metadata.version("nil-jax")
 __all__ = [
     "Config",
     "ImitationEnv",
+    "Pretrained",
     "Reference",
     "TrainingResult",
     "Transition",
@@ -37,13 +39,16 @@ __all__ = [
     "evaluate",
     "generate_clip",
     "generate_reference",
+    "list_pretrained",
     "load_encoder",
+    "load_pretrained",
     "make_actor_critic",
     "make_policy",
     "prepare_reference",
     "preset",
     "read_video",
     "rewards",
+    "save_pretrained",
     "train",
     "with_embeddings",
 ]

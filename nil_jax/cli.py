@@ -191,7 +191,7 @@ def train(
     *,
     output: Output,
     config: Settings = Config(),  # noqa: B008 (frozen)
-    preset: Literal["cpu", "gpu"] = "cpu",
+    preset: Literal["cpu", "gpu", "paper"] = "cpu",
     reward: Literal["default", "paper"] = "default",
     resume: bool = False,
 ) -> None:
@@ -217,22 +217,24 @@ def evaluate(
     *,
     num_envs: int = 16,
     seed: int = 0,
+    at_rest: bool = False,
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Evaluate the newest policy of a run beside its controls.
 
     Args:
-        run: folder of the run.
+        run: folder of the run, or a policy that ships with the package, such as unitree_h1/walk.
         num_envs: episodes of each policy.
         seed: of the starts.
+        at_rest: start at rest; otherwise as fast as the clip is at its first frame, if the training does so.
         json_output: print one JSON object on standard output.
     """
     from nil_jax import evaluation
-    from nil_jax.run import SavedRun, evaluation_table
+    from nil_jax.run import evaluation_table
 
-    env, policies = SavedRun.load(run).policies()
+    env, policies = _policies(run)
     policy = policies.pop("policy")
-    rows = evaluation.evaluate(env, policy, others=policies, num_envs=num_envs, seed=seed)
+    rows = evaluation.evaluate(env, policy, others=policies, num_envs=num_envs, seed=seed, at_rest=at_rest)
     if json_output:
         print(json.dumps(rows))
     else:
@@ -243,7 +245,7 @@ def render(run: RunFolder, *, output: Output, seed: int = 0, size: int = 320) ->
     """Write a video of the newest policy of a run, side by side with the reference.
 
     Args:
-        run: folder of the run.
+        run: folder of the run, or a policy that ships with the package, such as unitree_h1/walk.
         output: video to write (.mp4).
         seed: of the start.
         size: of the rendered robot, px.
@@ -252,15 +254,29 @@ def render(run: RunFolder, *, output: Output, seed: int = 0, size: int = 320) ->
 
     from nil_jax.evaluation import episode_pictures, run_episodes
     from nil_jax.report import write_comparison
-    from nil_jax.run import SavedRun
 
     _check_new(output, (".mp4",))
-    env, policies = SavedRun.load(run).policies()
+    env, policies = _policies(run)
     if env.reference is None:
         raise ValueError(f"run: expected one with a reference video, got {run}, which was trained without")
     policy = {"policy": policies["policy"]}
     episodes = jax.device_get(jax.jit(lambda key: run_episodes(env, policy, 1, key))(jax.random.key(seed)))
     write_comparison(output, env.reference, episode_pictures(env, episodes["policy"], size))
+    ERR.print(f"wrote {output}", highlight=False)
+
+
+def export(run: RunFolder, *, output: Output) -> None:
+    """Write the newest policy of a run as files that run without this library: StableHLO, MJCF and JSON.
+
+    Args:
+        run: folder of the run, or a policy that ships with the package, such as unitree_h1/walk.
+        output: folder to make.
+    """
+    from nil_jax.export import export_policy
+
+    _check_new(output)
+    env, policies = _policies(run)
+    export_policy(env, policies["policy"], output)
     ERR.print(f"wrote {output}", highlight=False)
 
 
@@ -303,6 +319,17 @@ def distill(
         ERR.print(f"{output}: {learned}; type: --encoder {output}", highlight=False, markup=False, soft_wrap=True)
 
 
+def _policies(run: Path) -> tuple[Any, dict[str, Any]]:
+    """Environment and policies of a run's folder, or of a policy that ships with the package."""
+    from nil_jax.pretrained import list_pretrained, load_pretrained
+    from nil_jax.run import SavedRun
+
+    if not run.exists() and run.as_posix() in list_pretrained():
+        found = load_pretrained(run.as_posix())
+        return found.env, {"policy": found.policy}
+    return SavedRun.load(run).policies()
+
+
 def _check_new(output: Path, endings: tuple[str, ...] = ()) -> None:
     if endings and output.suffix.lower() not in endings:
         raise ValueError(f"output: expected a name that ends in {' or '.join(endings)}, got {output}")
@@ -321,6 +348,7 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "render": render,
+    "export": export,
 }
 
 
@@ -370,12 +398,15 @@ def _parsed(argv: list[str]) -> Callable[[], None]:
 
 def _with_preset(argv: list[str]):
     """The command `train` with the defaults of the preset and the reward that the arguments name."""
+    words = [part for word in argv for part in word.split("=", 1)]
 
-    def named(flag: str, known: Mapping[str, Any], usual: str) -> str:
-        name = next((b for a, b in itertools.pairwise(argv) if a == flag), usual)
-        return name if name in known else usual  # an unknown name is refused by the parser
+    def named(flag: str, known: Mapping[str, Any]) -> str | None:
+        name = next((b for a, b in itertools.pairwise(words) if a == flag), None)
+        return name if name in known else None  # an unknown name is refused by the parser
 
-    chosen = preset(named("--preset", PRESETS, "cpu")).with_fields(reward=named("--reward", REWARDS, "default"))
+    chosen = preset(named("--preset", PRESETS) or "cpu")
+    if reward := named("--reward", REWARDS):
+        chosen = chosen.with_fields(reward=reward)
     signature = inspect.signature(train)
     parameters = [p.replace(default=chosen) if p.name == "config" else p for p in signature.parameters.values()]
 

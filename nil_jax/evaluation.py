@@ -18,6 +18,8 @@ from nil_jax.reference import Reference
 from nil_jax.rewards import Encoder, RewardConfig, mask_iou
 from nil_jax.rollout import ImitationEnv, collect
 
+LOCOMOTION_SECONDS, LOCOMOTION_STEPS = 4.0, 400  # over which LocoMuJoCo's reward is summed, and how often
+
 Policy = Callable[[Float[Array, "N O"], PRNGKeyArray], tuple[Float[Array, "N A"], dict]]
 
 
@@ -52,6 +54,11 @@ def run_episodes(
     `mask_iou` (mean over the clip, 0 after a fall) and `mask_iou_shuffled`, the same against the reference's masks in
     another order: what of the IoU is not due to moving at the right time. Under Warp's physics `buffer_overflow` says
     in which environments contacts were lost.
+
+    Of robots also: `locomotion` (LocoMuJoCo's environment reward over 4 s, which are its 400 steps at 100 Hz, 0 after a
+    fall; 400 is the most), `jerk` (rad/s^3, root mean square over joints and steps), with a reference `torque` (root
+    mean square, of the limits), and with one that has a motion `pose_error` (m, root mean square over keypoints and the
+    ticks before a fall, of the motion or its left/right mirror, whichever is nearer).
     """
 
     def mixed(observation: Array, key: PRNGKeyArray) -> tuple[Array, dict]:
@@ -73,7 +80,13 @@ def run_episodes(
     def tick(state: State, inputs: tuple[Array, PRNGKeyArray]) -> tuple[State, tuple[dict[str, Array], Array]]:
         other, key = inputs
         # What ends starts again, as in training; `_metrics` counts the first episode only.
-        state, _, steps = collect(auto_env, mixed, state, key)
+        state, transitions, steps = collect(auto_env, mixed, state, key)
+        if isinstance(env.env, RobotEnv):
+            joints = slice(len(env.env.joint_names), 2 * len(env.env.joint_names))
+            steps = steps | {"joint_velocity": jnp.swapaxes(transitions.observation[..., joints], 0, 1)}
+        if env.motion is not None:
+            errors = env.squared_pose_errors(state.data, state.info["clock"]) * ~steps["done"][-1][:, None] * ticks
+            steps = steps | {"squared_error": jnp.zeros((ticks, *errors.shape)).at[-1].set(errors)}
         if env.reference is not None:
             iou = mask_iou(env.masks(state), jnp.repeat(env.ref_masks[other][None], len(state.reward), axis=0))
             iou = jnp.where(steps["done"][-1], 0.0, iou) * ticks
@@ -85,15 +98,16 @@ def run_episodes(
     done = jnp.cumsum(steps["done"].any(axis=1), axis=0) > 0  # [T, N]
     qpos = jnp.concatenate([state.data.qpos[::num_envs][None], qpos])
     alive = jnp.concatenate([jnp.ones_like(done[:1]), ~done])[:, ::num_envs]
-    steps = jax.tree.map(lambda leaf: leaf.reshape(-1, len(policies), num_envs), steps)
+    steps = jax.tree.map(lambda leaf: leaf.reshape(-1, len(policies), num_envs, *leaf.shape[3:]), steps)
     return {
-        name: Episodes(_metrics(jax.tree.map(lambda leaf, i=i: leaf[:, i], steps), env.dt), qpos[:, i], alive[:, i])
+        name: Episodes(_metrics(jax.tree.map(lambda leaf, i=i: leaf[:, i], steps), env), qpos[:, i], alive[:, i])
         for i, name in enumerate(policies)
     }
 
 
-def _metrics(steps: dict[str, Shaped[Array, "T N"]], dt: float) -> dict[str, Float[Array, " N"]]:
+def _metrics(steps: dict[str, Shaped[Array, "T N ..."]], env: ImitationEnv) -> dict[str, Float[Array, " N"]]:
     """Sums over the first episode of each environment."""
+    dt = env.dt
     ended = jnp.cumsum(steps["done"], axis=0)
     alive = ((ended - steps["done"]) == 0).astype(jnp.float32)  # up to and with the step that ends the episode
     count = alive.sum(axis=0)
@@ -106,6 +120,18 @@ def _metrics(steps: dict[str, Shaped[Array, "T N"]], dt: float) -> dict[str, Flo
         "speed": distance / (count * dt),
         "foot_slip": (alive * steps["foot_slip_speed"]).sum(axis=0) / count,
     }
+    if "locomotion" in steps:
+        first = round(LOCOMOTION_SECONDS / dt)
+        lasted = LOCOMOTION_STEPS / first * (alive * steps["locomotion"])[:first].sum(axis=0)
+        result["locomotion"] = lasted
+        acceleration_changes = jnp.diff(steps["joint_velocity"], n=2, axis=0) / dt**2
+        inside = alive[2:] / jnp.maximum(alive[2:].sum(axis=0), 1.0)
+        result["jerk"] = jnp.sqrt((inside * jnp.square(acceleration_changes).mean(axis=-1)).sum(axis=0))
+    if "reward/torque" in steps:
+        result["torque"] = jnp.sqrt(-(alive * steps["reward/torque"]).sum(axis=0) / count)
+    if "squared_error" in steps:
+        total = (alive[..., None] * steps["squared_error"]).sum(axis=0).min(axis=-1)
+        result["pose_error"] = env.body.size * jnp.sqrt(total / count)
     if OVERFLOW in steps:
         result[OVERFLOW] = (alive * steps[OVERFLOW]).max(axis=0)
     if "shuffled" in steps:
@@ -138,8 +164,12 @@ def evaluate(
     others: Mapping[str, Policy] | None = None,
     num_envs: int = 16,
     seed: int = 0,
+    at_rest: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Runs a policy beside its controls: zero action, random policy, and whatever `others` holds.
+
+    Where actions are corrections of the clip's poses, zero action follows the clip blindly; then "standing still" is
+    there too, which holds the default pose.
 
     Args:
         env: the robot, or an `ImitationEnv`, which brings reference, reward and encoder with it.
@@ -150,16 +180,25 @@ def evaluate(
         others: more policies by name, such as the untrained one.
         num_envs: episodes of each.
         seed: of starts and random actions.
+        at_rest: start at rest in the start pose; otherwise as fast as the clip is there, if the training does so.
 
     Returns:
         By name ("policy", "zero action", "random policy", ...) the means that `run_episodes` describes.
     """
     if not isinstance(env, ImitationEnv):
         env = ImitationEnv(env, reference, reward, encoder)
-    policies = {"policy": policy, **(others or {}), **controls(env.action_size)}
-    run = jax.jit(lambda key: run_episodes(env, policies, num_envs, key))
-    found = jax.device_get(run(jax.random.key(seed)))
-    return summary({name: found[name] for name in policies})  # jit returns dicts in the order of their keys
+    env = env.from_the_start(at_rest=at_rest)
+    found: dict[str, Episodes] = {}
+    zero = {"standing still": zero_action(env.action_size)} if env.config.targets == "clip" else {}
+    for where, policies in (
+        (env, {"policy": policy, **(others or {}), **controls(env.action_size)}),
+        (env.around_standing(), zero),
+    ):
+        if policies:
+            run = jax.jit(lambda key, where=where, policies=policies: run_episodes(where, policies, num_envs, key))
+            episodes = jax.device_get(run(jax.random.key(seed)))
+            found |= {name: episodes[name] for name in policies}  # jit returns dicts in the order of their keys
+    return summary(found)
 
 
 def episode_pictures(env: ImitationEnv, episode: Episodes, size: int) -> UInt8[np.ndarray, "T size size 3"]:

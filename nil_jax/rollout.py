@@ -4,6 +4,7 @@ Axes: N environments, K control steps of one reward tick, T frames of the refere
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,15 +15,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt8
 
 from nil_jax import rewards
-from nil_jax.envs import AutoResetWrapper, RobotEnv, State, VmapWrapper
+from nil_jax.envs import AutoResetWrapper, Body, RobotEnv, State, VmapWrapper
 from nil_jax.reference import Reference
 from nil_jax.reference.motion import velocities
 from nil_jax.rendering import JaxRenderer, Renderer, WarpRenderer, make_scene
 from nil_jax.rewards import Encoder, RewardConfig
 from nil_jax.types import Transition
 
+FIRST = 0.2  # part of the episodes that begin at frame 0, as in evaluations, where they may begin anywhere
 MIN_TICKS = 10  # of an episode that begins late in a clip that does not loop
 CLOCK_FREQUENCIES = (0.5, 1.0, 2.0, 4.0)  # Hz; the gaits of robots lie in this range
+HARMONICS = (1, 2, 3, 4)  # of the period of a clip that loops
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,32 @@ class ImitationConfig:
     """
 
     # Where training begins: at rest in the start pose; at frame 0, or any frame, with the speed of the clip there.
-    starts: Literal["rest", "first", "anywhere"] = "rest"
-    targets: Literal["stand", "clip"] = "stand"  # what position targets lie around: standing, or the pose of the clip
+    # auto: anywhere, and around the pose of the clip, if the reference has a motion; otherwise rest and stand.
+    starts: Literal["auto", "rest", "first", "anywhere"] = "auto"
+    targets: Literal["auto", "stand", "clip"] = "auto"  # around which pose the position targets of the servos lie
     lost_iou: float = 0.0  # mask IoU below which a robot counts as fallen
+    lost_pose: float = 0.09  # robot sizes, the distance from the clip's pose above which it does; 0: never
 
     def __post_init__(self):
         if not 0 <= self.lost_iou < 1:
             raise ValueError(f"lost_iou: expected a number in [0, 1), got {self.lost_iou}")
+        if not 0 <= self.lost_pose < math.inf:
+            raise ValueError(f"lost_pose: expected a number >= 0, got {self.lost_pose}")
 
-    @property
-    def uses_motion(self) -> bool:
-        """Whether poses that were fitted along the clip are needed."""
-        return self.starts != "rest" or self.targets == "clip"
+    def resolved(self, has_motion: bool) -> "ImitationConfig":
+        """These settings without "auto".
+
+        Raises:
+            ValueError: settings that need the motion of a reference that has none.
+        """
+        if not has_motion and (self.starts in ("first", "anywhere") or self.targets == "clip"):
+            raise ValueError(
+                "starts, targets: expected a reference with a motion, got one without; prepare the clip again (with "
+                "--track), or type: --starts rest --targets stand"
+            )
+        usual = ("anywhere", "clip") if has_motion else ("rest", "stand")
+        starts, targets = (b if a == "auto" else a for a, b in zip((self.starts, self.targets), usual, strict=True))
+        return replace(self, starts=starts, targets=targets)
 
 
 class ImitationEnv(VmapWrapper):
@@ -66,7 +83,8 @@ class ImitationEnv(VmapWrapper):
         env: the robot.
         reference: what to imitate; camera and start pose are taken from it.
         reward: weights of the terms.
-        encoder: embeds clips for the video term; without one the term is off.
+        encoder: embeds clips for the video term; without one the term is off, and those of pose and travel are without
+            a motion of the reference.
         config: starts, ends and the meaning of actions.
 
     Raises:
@@ -81,30 +99,27 @@ class ImitationEnv(VmapWrapper):
         encoder: Encoder | None = None,
         config: ImitationConfig | None = None,
     ):
-        reward, self.config = reward or RewardConfig(), config or ImitationConfig()
+        reward, has_motion = reward or RewardConfig(), reference is not None and reference.motion is not None
+        self.config = (config or ImitationConfig()).resolved(has_motion)
         self.encoder = encoder if reward.uses_video else None
-        self.reward = _fitting(reward, self.encoder)
+        self.reward = _fitting(reward, self.encoder, has_motion)
         self.reference = reference
         if reference is not None:
             reference.check_robot(env)
             env = env.with_start(np.asarray(reference.start_qpos))
         super().__init__(env)
         self.control_steps_per_tick = 1 if reference is None else _control_steps_per_tick(env, reference)
-        self.observation_size = env.observation_size + (1 + 2 * len(CLOCK_FREQUENCIES) if reference else 0)
+        self.observation_size, self.motion = env.observation_size, None
         if reference is None:
             return
-        self.clip_length, self._targets = len(reference.masks), None
-        if self.config.uses_motion:
-            if reference.motion is None:
-                raise ValueError(
-                    "starts, targets: expected a reference with a motion, got one without; prepare the clip again "
-                    "(with --track), or type: --starts rest --targets stand"
-                )
-            self.motion = jnp.asarray(reference.motion, jnp.float32)
-            speed = velocities(env.mj_model, reference.motion, 1 / reference.fps, loop=reference.loop)
-            self.motion_velocity = jnp.asarray(speed)
-        if self.config.targets == "clip":
-            self._targets = self._at_control_rate(self.motion[:, 7:])
+        self.clip_length = len(reference.masks)
+        if has_motion:
+            self._set_motion(env)
+        period = self.clip_length * self.control_steps_per_tick * env.dt  # s
+        # A clock that jumped where a clip begins again would look like another state.
+        self._rates = np.array(HARMONICS) / period if reference.loop else np.array(CLOCK_FREQUENCIES)
+        self.observation_size += 2 * len(self._rates) + (0 if reference.loop else 1)
+        self.observation_size += 0 if self.motion is None else len(env.joint_names)
         self.renderer = self._make_renderer(env.config.renderer)
         self.ref_masks = jnp.asarray(reference.masks)
         if self.encoder is not None:
@@ -134,7 +149,7 @@ class ImitationEnv(VmapWrapper):
             back = jnp.arange(1 - self.encoder.num_frames, 1)
             info["clip"] = self._kept_frames[jnp.maximum(frame[:, None] + back, 0)]
         metrics = state.metrics | {name: jnp.zeros(state.reward.shape) for name in self._logged_names}
-        return state.replace(obs=self._with_clock(state.obs, info["clock"]), metrics=metrics, info=info)
+        return state.replace(obs=self.observation(state.obs, info["clock"]), metrics=metrics, info=info)
 
     def step(self, state: State, action: Float[Array, "N A"], *, tick: bool | Bool[Array, ""] = True) -> State:
         """One control step; with `tick`, a look at the robot at its end."""
@@ -144,14 +159,19 @@ class ImitationEnv(VmapWrapper):
         previous_action, clock = state.info["last_action"], state.info["clock"] + 1
         own = {name: state.info[name] for name in state.info if name not in ("clock", "clip")}
         clip = state.info.get("clip")
-        joints = () if self._targets is None else (self._targets[clock % len(self._targets)],)
-        state = self._step(state.replace(info=own), action, *joints)
+        targets = self.targets(clock)
+        state = self._step(state.replace(info=own), action, *(() if targets is None else (targets,)))
         terms = self._regularizers(state, action, previous_action)
+        lost = jnp.zeros(len(clock), bool)
+        if self.motion is not None:
+            pose_error = jnp.sqrt(self.squared_pose_errors(state.data, clock)[:, 0])
+            terms |= rewards.motion_terms(self.reward, pose_error, state.metrics["forward_velocity"] - self._speed)
+            lost = (pose_error > self.config.lost_pose) & (self.config.lost_pose > 0)
         # One flag for the whole batch, outside of any vmap: the branch that is not taken costs nothing.
         image_terms, clip = jax.lax.cond(tick, self._look, self._no_look, state, clock, clip)
         scale = jnp.where(tick, float(self.control_steps_per_tick), 0.0)
         total, logged = rewards.combine(terms | image_terms, self.reward, image_scale=scale)
-        lost = tick & (image_terms["mask"] < self.config.lost_iou)
+        lost |= tick & (image_terms["mask"] < self.config.lost_iou)
         fall = (state.metrics["fall"] > 0) | lost
         logged = {name: jnp.where(fall, 0.0, value) for name, value in logged.items()}
         ended = (
@@ -160,7 +180,7 @@ class ImitationEnv(VmapWrapper):
             else jnp.zeros_like(fall)
         )
         return state.replace(
-            obs=self._with_clock(state.obs, clock),
+            obs=self.observation(state.obs, clock),
             reward=jnp.where(fall, 0.0, total),
             terminated=fall | ended,
             metrics=state.metrics | logged | {"fall": fall.astype(jnp.float32)},
@@ -172,7 +192,7 @@ class ImitationEnv(VmapWrapper):
         if self.reference is None:
             return fresh
         clock = fresh.info["clock"] + state.info["clock"] % self.control_steps_per_tick
-        obs = self._with_clock(fresh.obs[:, : self.env.observation_size], clock)
+        obs = self.observation(fresh.obs[:, : self.env.observation_size], clock)
         return fresh.replace(obs=obs, info=fresh.info | {"clock": clock})
 
     def frame_index(self, clock: Int[Array, "*n"]) -> Int[Array, "*n"]:
@@ -191,10 +211,33 @@ class ImitationEnv(VmapWrapper):
         return self.renderer.pictures(data.geom_xpos, data.geom_xmat, follow(data), height=size, width=size)
 
     def from_the_start(self, *, at_rest: bool = False) -> "ImitationEnv":
-        """The same environment, whose episodes all begin at frame 0 and end only with a real fall."""
+        """The same environment with nominal physics, whose episodes begin at frame 0 and end only with a real fall."""
         env = copy.copy(self)
+        if isinstance(self.env, RobotEnv):
+            env.env = self.env.nominal()
+            env._step = jax.vmap(env.env.step)
         starts = "rest" if at_rest or self.config.starts == "rest" else "first"
-        env.config = replace(self.config, starts=starts, lost_iou=0.0)
+        env.config = replace(self.config, starts=starts, lost_iou=0.0, lost_pose=0.0)
+        return env
+
+    def targets(self, clock: Int[Array, " N"]) -> Float[Array, "N J"] | None:
+        """Around which angles the position targets of the control step that ends at `clock` lie; None: standing."""
+        return self._targets[self._row(clock)] if self.config.targets == "clip" else None
+
+    def squared_pose_errors(self, data: Any, clock: Int[Array, " N"]) -> Float[Array, "N 2"]:
+        """Mean squared distance of keypoints from the clip's, as the following camera sees them, in robot sizes^2.
+
+        The second column is that of the left/right mirror image: a silhouette cannot tell them.
+        """
+        found = (jax.vmap(self.body.points_of)(data.xpos, data.xmat) - follow(data)[:, None]) / self.body.size
+        mirrored = found[:, self.body.keypoint_twins] * jnp.array([1, -1, 1])
+        errors = [image - self._points[self._row(clock)] for image in (found, mirrored)]
+        return jnp.stack([jnp.square(error).sum(-1).mean(-1) for error in errors], axis=-1)
+
+    def around_standing(self) -> "ImitationEnv":
+        """The same environment, with position targets around the default pose."""
+        env = copy.copy(self)
+        env.config = replace(self.config, targets="stand")
         return env
 
     def with_renderer(self, kind: str) -> "ImitationEnv":
@@ -215,6 +258,26 @@ class ImitationEnv(VmapWrapper):
             return WarpRenderer(self.env.mj_spec, self.env.robot_geom_ids, self.reference.camera)
         return JaxRenderer(make_scene(self.env.mj_model, self.env.robot_geom_ids), self.reference.camera)
 
+    def _set_motion(self, env: RobotEnv) -> None:
+        """What the poses along the clip give: first states, joint angles at every control step, speed."""
+        reference = self.reference
+        self.motion = jnp.asarray(reference.motion, jnp.float32)
+        speed = velocities(env.mj_model, reference.motion, 1 / reference.fps, loop=reference.loop)
+        self.motion_velocity, self._speed = jnp.asarray(speed), jnp.asarray(speed[:, 0].mean())
+        self._joints = self._at_control_rate(self.motion[:, 7:])
+        self.body = Body(env)
+        points = self.body.keypoints(reference.motion)
+        self._points = self._at_control_rate(jnp.asarray(points).reshape(len(points), -1)).reshape(
+            -1, *points.shape[1:]
+        )
+        # A servo lags behind what moves, by its damping: it is told to be where the joint would be that much later.
+        self._targets = self._joints + env.servo_lag * self._at_control_rate(self.motion_velocity[:, 6:])
+
+    def _row(self, clock: Int[Array, " N"]) -> Int[Array, " N"]:
+        """Of the arrays at control rate."""
+        rows = len(self._joints)
+        return clock % rows if self.reference.loop else jnp.minimum(clock, rows - 1)
+
     def _at_control_rate(self, ticks: Float[Array, "T J"]) -> Float[Array, "C J"]:
         """Values of ticks at every control step, in between linearly."""
         following = jnp.roll(ticks, -1, axis=0) if self.reference.loop else jnp.concatenate([ticks[1:], ticks[-1:]])
@@ -225,12 +288,19 @@ class ImitationEnv(VmapWrapper):
         if self.config.starts != "anywhere":
             return jnp.zeros(len(key), jnp.int32)
         latest = self.clip_length if self.reference.loop else max(1, self.clip_length - MIN_TICKS)
-        return jax.vmap(lambda k: jax.random.randint(jax.random.fold_in(k, 1), (), 0, latest))(key)
+
+        def draw(key: PRNGKeyArray) -> Int[Array, ""]:
+            key_where, key_frame = jax.random.split(jax.random.fold_in(key, 1))
+            somewhere = jax.random.randint(key_frame, (), 0, latest)
+            return jnp.where(jax.random.uniform(key_where) < FIRST, 0, somewhere)
+
+        return jax.vmap(draw)(key)
 
     @property
     def _logged_names(self) -> list[str]:
         terms = ["mask", "offset", *rewards.REGULARIZER_TERMS]
         terms += [term for term in rewards.IMAGE_TERMS if term != "mask" and self.reward.weight(term) > 0]
+        terms += [] if self.motion is None else rewards.MOTION_TERMS
         return [f"reward/{term}" for term in terms]
 
     def _look(self, state: State, clock: Array, clip: Array | None) -> tuple[dict[str, Array], Array | None]:
@@ -261,15 +331,24 @@ class ImitationEnv(VmapWrapper):
             gravity=gravity,
         )
 
-    def _with_clock(self, obs: Array, clock: Array) -> Array:
-        length = self.clip_length * self.control_steps_per_tick
-        elapsed = (clock % length if self.reference.loop else clock).astype(jnp.float32)[:, None]
-        angle = 2 * np.pi * self.dt * elapsed * jnp.array([CLOCK_FREQUENCIES], jnp.float32)
-        return jnp.concatenate([obs, elapsed / length, jnp.sin(angle), jnp.cos(angle)], axis=1)
+    def observation(self, obs: Float[Array, "N o"], clock: Int[Array, " N"]) -> Float[Array, "N O"]:
+        """The robot's observation, the clock, and how far the joints are from where the clip has them next."""
+        if self.reference is None:
+            return obs
+        length, loop = self.clip_length * self.control_steps_per_tick, self.reference.loop
+        elapsed = (clock % length if loop else clock).astype(jnp.float32)[:, None]
+        angle = 2 * np.pi * self.dt * elapsed * jnp.asarray(self._rates, jnp.float32)
+        parts = [obs, jnp.sin(angle), jnp.cos(angle)] + ([] if loop else [elapsed / length])
+        if self.motion is not None:
+            joints = obs[:, : len(self.env.joint_names)] + jnp.asarray(self.env.default_qpos[7:])
+            parts.append(self._joints[self._row(clock + 1)] - joints)
+        return jnp.concatenate(parts, axis=1)
 
 
-def _fitting(reward: RewardConfig, encoder: Encoder | None) -> RewardConfig:
-    """The reward with the encoder's own similarity where the settings leave it open, and no video term without one."""
+def _fitting(reward: RewardConfig, encoder: Encoder | None, has_motion: bool) -> RewardConfig:
+    """The reward with the encoder's own similarity where it is left open, and without terms that lack a source."""
+    if not has_motion:
+        reward = replace(reward, pose_weight=0.0, travel_weight=0.0)
     if encoder is None:
         return replace(reward, video_weight=0.0)
     if reward.video_similarity != "auto":

@@ -22,9 +22,9 @@ from rich.table import Table
 
 from nil_jax.checkpoint import Checkpoints
 from nil_jax.config import Config, differences, load_config, save_config
-from nil_jax.envs import make
+from nil_jax.envs import RobotEnv, make
 from nil_jax.envs.physics import OVERFLOW
-from nil_jax.learning import make_policy
+from nil_jax.learning import ActorCritic, make_actor_critic, make_policy
 from nil_jax.metrics import MetricsLog, read_metrics
 from nil_jax.reference import Reference
 from nil_jax.rollout import ImitationEnv
@@ -220,23 +220,36 @@ class SavedRun:
         finally:
             checkpoints.close()
 
-    def policies(self) -> tuple[Any, dict[str, Any]]:
-        """The environment of the run, and its policies: the newest one and the untrained one.
+    @property
+    def step(self) -> int | None:
+        """Control steps of the newest checkpoint."""
+        found = [int(folder.name) for folder in (self.folder / "checkpoints").glob("*") if folder.name.isdigit()]
+        return max(found, default=None)
+
+    def make_robot(self) -> RobotEnv:
+        """The robot of the run.
 
         Raises:
-            ValueError: the robot's model is another one than at the training.
+            ValueError: its model is another one than at the training.
         """
-        from nil_jax.training import make_program  # which imports this module
-
         robot = make(self.robot, self.config.env)
         if robot.fingerprint != self.fingerprint:
             raise ValueError(f"run: expected the robot it was trained with, but the model of {self.robot} has changed")
+        return robot
+
+    def program(self) -> tuple[ImitationEnv, ActorCritic]:
+        """The environment of the run, and the functions of its learner."""
         config = self.config
-        env = ImitationEnv(robot, self.reference, config.reward, config.train.load_encoder(), config.imitation)
+        encoder = config.train.load_encoder()
+        env = ImitationEnv(self.make_robot(), self.reference, config.reward, encoder, config.imitation)
         if self.renderer is not None:
             env = env.with_renderer(self.renderer)
-        actor_critic = make_program(env, config).actor_critic
-        template = actor_critic.init(jax.random.key(config.train.seed))
+        return env, make_actor_critic(env.observation_size, env.action_size, config.learner)
+
+    def policies(self) -> tuple[ImitationEnv, dict[str, Any]]:
+        """The environment of the run, and its policies: the newest one and the untrained one."""
+        env, actor_critic = self.program()
+        template = actor_critic.init(jax.random.key(self.config.train.seed))
         learners = {"policy": self.learner(template), "untrained policy": template}
         return env, {name: make_policy(actor_critic, learner, deterministic=True) for name, learner in learners.items()}
 

@@ -10,9 +10,11 @@ from jaxtyping import Array, Bool, Float
 
 from nil_jax.rewards import masks, regularizers, similarity
 
+MOTION_TERMS = ("pose", "travel")  # similarities in [0, 1] with the motion fitted to the clip, every step
 IMAGE_TERMS = ("video", "mask", "soft_mask", "outline")  # similarities in [0, 1], seen at reward ticks
 REGULARIZER_TERMS = ("torque", "action_rate", "velocity", "foot_slip", "tilt")  # penalties in [-1, 0], every step
-TERMS = IMAGE_TERMS + REGULARIZER_TERMS
+SCALES = ("video_l2", "outline", "pose", "travel", "velocity", "foot_slip")  # what a deviation is measured by
+TERMS = IMAGE_TERMS + MOTION_TERMS + REGULARIZER_TERMS
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class RewardConfig:
     """Weights and constants of the reward.
 
     The defaults are ours: the outline, because it ranks motions by their true distance better than IoU, plain or soft,
-    and has a wider basin (benchmarks/reward_fidelity.py), and a heavy foot slip, because the following camera does not
-    show travel. `RewardConfig.paper()` has the published terms.
+    and has a wider basin (benchmarks/reward_fidelity.py); the pose that was fitted to the clip, and its speed; and a
+    heavy foot slip, because the following camera does not show travel. `RewardConfig.paper()` has the published terms.
 
     Raises:
         ValueError: a weight that is negative or not finite, a constant out of range, or only zero weights.
@@ -31,16 +33,20 @@ class RewardConfig:
     mask_weight: float = 0.0
     soft_mask_weight: float = 0.0
     outline_weight: float = 5.0
+    pose_weight: float = 2.0  # off without a motion of the reference, as travel is
+    travel_weight: float = 1.0
     torque_weight: float = 0.1
     action_rate_weight: float = 0.1
     velocity_weight: float = 0.1
-    foot_slip_weight: float = 0.5
+    foot_slip_weight: float = 1.0
     tilt_weight: float = 0.2
     video_similarity: Literal["auto", "cosine", "l2"] = "auto"  # auto: what the encoder is made for
     video_l2_scale: float = 10.0  # units of the embedding; auto brings the encoder's own
     soft_mask_scales: tuple[int, ...] = (1, 2, 4, 8)  # px of the mask
     outline_cell: int = 8  # px of the mask
     outline_scale: float = 0.15  # loss of outline similarity at which the term is 1/e
+    pose_scale: float = 0.056  # robot sizes
+    travel_scale: float = 0.25  # m/s
     velocity_scale: float = 10.0  # rad/s
     foot_slip_scale: float = 0.5  # m/s
     tilt_worst_angle: float = math.pi / 2  # rad
@@ -52,7 +58,7 @@ class RewardConfig:
                 raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
         if all(self.weight(term) == 0 for term in TERMS):
             raise ValueError("reward weights: expected at least one above 0, got only zeros; type: mask_weight=1.0")
-        for name in ("video_l2_scale", "outline_scale", "velocity_scale", "foot_slip_scale"):
+        for name in [f"{what}_scale" for what in SCALES]:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a finite number > 0, got {value}")
@@ -71,6 +77,7 @@ class RewardConfig:
         """
         inner = {f"{term}_weight": 1 / len(REGULARIZER_TERMS) for term in REGULARIZER_TERMS}
         image = {"video_weight": 1.0, "mask_weight": 1.0, "soft_mask_weight": 0.0, "outline_weight": 0.0}
+        image |= {"pose_weight": 0.0, "travel_weight": 0.0}
         return cls(**image, **inner, video_similarity="cosine")
 
     def weight(self, term: str) -> float:
@@ -119,6 +126,16 @@ def video_term(
     return {"video": similarity.cosine_similarity(z, ref_z)}
 
 
+def motion_terms(
+    config: RewardConfig, pose_error: Float[Array, "*batch"], speed_error: Float[Array, "*batch"]
+) -> dict[str, Float[Array, "*batch"]]:
+    """The terms `pose` (of an error in robot sizes) and `travel` (of one in m/s)."""
+    return {
+        "pose": similarity.gaussian_similarity(pose_error, config.pose_scale),
+        "travel": similarity.gaussian_similarity(speed_error, config.travel_scale),
+    }
+
+
 def regularizer_terms(
     config: RewardConfig,
     *,
@@ -148,10 +165,10 @@ def combine(
 ) -> tuple[Float[Array, "*batch"], dict[str, Array]]:
     """Weigh the terms of one control step.
 
-        R = image_scale * sum_image w_i s_i  +  sum_regularizers w_j (1 + p_j),    s in [0, 1], p in [-1, 0]
+        R = image_scale * sum_image w_i s_i  +  sum_motion w_i s_i  +  sum_regularizers w_j (1 + p_j)
 
-    so R >= 0 for every step. A step that falls is worth what the caller says, at most 0: then falling never pays. The
-    published total (arXiv 2503.10626) is R without the offset sum_j w_j.
+    with s in [0, 1] and p in [-1, 0], so R >= 0 for every step. A step that falls is worth what the caller says, at
+    most 0: then falling never pays. The published total (arXiv 2503.10626) is R without the offset sum_j w_j.
 
     Args:
         terms: unweighted values by name; a term with zero weight may be absent, and is logged if present.
@@ -171,7 +188,8 @@ def combine(
     if unknown:
         raise ValueError(f"terms: expected names out of {', '.join(TERMS)}; got {', '.join(unknown)}")
     between_ticks = isinstance(image_scale, int | float) and image_scale == 0
-    needed = [term for term in (REGULARIZER_TERMS if between_ticks else TERMS) if config.weight(term) > 0]
+    expected = [term for term in TERMS if not (between_ticks and term in IMAGE_TERMS)]
+    needed = [term for term in expected if config.weight(term) > 0]
     missing = [term for term in needed if term not in terms]
     if missing:
         remedy = ", ".join(f"{term}_weight=0" for term in missing)
@@ -185,6 +203,9 @@ def combine(
         if term in IMAGE_TERMS:
             logged[f"reward/{term}"] = value * scale
             total = total + config.weight(term) * logged[f"reward/{term}"]
+        elif term in MOTION_TERMS:
+            logged[f"reward/{term}"] = value
+            total = total + config.weight(term) * value
         else:
             logged[f"reward/{term}"] = value
             # Each summand is >= 0 by itself: adding the offset at the end could round to a total just below 0.

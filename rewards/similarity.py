@@ -1,4 +1,4 @@
-"""How close two clip embeddings are, mapped to [0, 1] so that staying up never costs reward.  Axes: D embedding."""
+"""How close agent and reference are, mapped to [0, 1] so that staying up never costs reward.  Axes: D embedding."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -44,3 +44,17 @@ def l2_similarity(
         scale: distance at which the similarity is 1/e, in units of the embedding.
     """
     return jnp.exp(-safe_norm(ref_z - z) / scale)
+
+
+def gaussian_similarity(distance: Float[Array, "*batch"], scale: float) -> Float[Array, "*batch"]:
+    """A distance as a similarity in [0, 1], 1 where it is 0.
+
+        S = exp(-(distance / scale)^2)
+
+    The form of the imitation terms of DeepMimic (arXiv 1804.02717, section 5.2); not published in arXiv 2503.10626.
+
+    Args:
+        distance: of any sign and unit.
+        scale: distance at which the similarity is 1/e, in the same unit.
+    """
+    return jnp.exp(-jnp.square(distance / scale))

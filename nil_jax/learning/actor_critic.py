@@ -41,11 +41,12 @@ class LearnerConfig:
     max_grad_norm: float = 10.0  # of the actor's and of the critics' gradient
     gamma: float = 0.98
     tau: float = 0.01  # share of the critics that the target network takes over per update
-    batch_size: int = 256
-    grad_updates_per_step: int = 20  # per step of all environments
+    batch_size: int = 512
+    grad_updates_per_step: int = 8  # per step of all environments
     n_step: int = 1
     critic: Literal["twin", "distributional"] = "twin"
     num_quantiles: int = 25  # per critic, distributional only
+    actor_average: float = 3e-4  # share of the actor that its slow average takes over per update; 1: no average
     pessimism: float = 1.0  # 1: minimum of the twins, 0: their mean
     target_entropy_scale: float = 1.0  # target_entropy = -scale * A
     init_temperature: float = 0.02
@@ -69,7 +70,8 @@ class LearnerConfig:
             _expect(name, value >= 1, "an integer >= 1", value)
         _expect("learning_starts", self.learning_starts >= 0, "an integer >= 0", self.learning_starts)
         _expect("gamma", 0.0 <= self.gamma < 1.0, "a number in [0, 1)", self.gamma)
-        _expect("tau", 0.0 < self.tau <= 1.0, "a number in (0, 1]", self.tau)
+        for name in ("tau", "actor_average"):
+            _expect(name, 0.0 < getattr(self, name) <= 1.0, "a number in (0, 1]", getattr(self, name))
         _expect("pessimism", 0.0 <= self.pessimism <= 1.0, "a number in [0, 1]", self.pessimism)
         _expect("critic", self.critic in ("twin", "distributional"), "'twin' or 'distributional'", self.critic)
         dtypes = ("float32", "bfloat16")
@@ -88,6 +90,7 @@ class LearnerState:
 
     params: dict[str, Any]  # "actor"; "critic", whose leaves have a leading axis [2]
     target_params: Any  # slow copy of params["critic"]
+    average_actor: Any  # slow average of params["actor"]: what acts where nothing is explored
     optimizer_state: dict[str, Any]  # "actor", "critic", "alpha"
     log_alpha: Float[Array, ""]  # log temperature
     normalizer: running_statistics.RunningStatisticsState  # of raw observations [O]
@@ -167,7 +170,7 @@ def make_policy(
     Args:
       actor_critic: the functions that made the state.
       state: its parameters and statistics are bound.
-      deterministic: take the mode instead of a sample.
+      deterministic: take the mean of the slow average of the actor instead of a sample of the newest one.
 
     Returns:
       `policy(observation [.., O], key) -> (action [.., A], extras)`.
@@ -192,6 +195,7 @@ def _init(parts: _Parts, observation_size: int, action_size: int, key: PRNGKeyAr
         params=params,
         # A copy of its own: one buffer behind two leaves of a state cannot be donated.
         target_params=jax.tree.map(jnp.copy, params["critic"]),
+        average_actor=jax.tree.map(jnp.copy, params["actor"]),
         optimizer_state={
             "actor": parts.optimizers["actor"].init(params["actor"]),
             "critic": parts.optimizers["critic"].init(params["critic"]),
@@ -211,11 +215,26 @@ def _act(
     deterministic: bool = False,
 ) -> tuple[Float[Array, "*N A"], dict[str, Array]]:
     distribution = parts.distribution
-    logits = parts.actor.apply(state.params["actor"], _normalize(parts.config, state, observation))
-    mode = distribution.create_dist(logits).mode()
-    before_tanh = mode if deterministic else distribution.sample_no_postprocessing(logits, key)
-    extras = {"log_prob": distribution.log_prob(logits, before_tanh), "mean": distribution.postprocess(mode)}
+    params = state.average_actor if deterministic else state.params["actor"]
+    logits = parts.actor.apply(params, _normalize(parts.config, state, observation))
+    mean = _mean_before_tanh(distribution.create_dist(logits))
+    before_tanh = mean if deterministic else distribution.sample_no_postprocessing(logits, key)
+    extras = {"log_prob": distribution.log_prob(logits, before_tanh), "mean": distribution.postprocess(mean)}
     return distribution.postprocess(before_tanh), extras
+
+
+def _mean_before_tanh(normal) -> Array:
+    """Where `tanh` gives the mean of `tanh(x)`, x normal: `mu / sqrt(1 + pi sigma^2 / 2)`.
+
+    MacKay's approximation of the mean of a logistic function (1992, "The evidence framework applied to classification
+    networks", eq. 10), of which tanh is a stretched one. The mode, tanh(mu), overshoots what the critic has seen.
+    """
+    return normal.loc / jnp.sqrt(1.0 + 0.5 * jnp.pi * jnp.square(normal.scale))
+
+
+def _average_rate(config: LearnerConfig, state: LearnerState) -> Float[Array, ""]:
+    """A plain mean of the first actors, until that is slower than the rate asked for."""
+    return jnp.maximum(config.actor_average, 1.0 / (state.steps + 1.0))
 
 
 def _observe(config: LearnerConfig, state: LearnerState, observations: Float[Array, "*N O"]) -> LearnerState:
@@ -258,6 +277,7 @@ def _update(
     state = LearnerState(
         params={"actor": actor_params, "critic": critic_params},
         target_params=optax.incremental_update(critic_params, state.target_params, parts.config.tau),
+        average_actor=optax.incremental_update(actor_params, state.average_actor, _average_rate(parts.config, state)),
         optimizer_state={"actor": actor_opt, "critic": critic_opt, "alpha": alpha_opt},
         log_alpha=log_alpha,
         normalizer=state.normalizer,

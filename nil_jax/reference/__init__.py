@@ -2,6 +2,7 @@
 
 from nil_jax.reference.align import Alignment, fit_start
 from nil_jax.reference.clip_masks import read_masks
+from nil_jax.reference.draw import draw_reference
 from nil_jax.reference.generate import GenerateConfig, first_look, generate_clip, generate_reference
 from nil_jax.reference.prepare import Reference, ReferenceConfig, is_reference, prepare_reference, with_embeddings
 from nil_jax.reference.preview import write_preview
@@ -18,6 +19,7 @@ __all__ = [
     "ReferenceConfig",
     "Verdict",
     "Video",
+    "draw_reference",
     "first_look",
     "fit_start",
     "generate_clip",

@@ -16,6 +16,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from PIL import Image
+from scipy.ndimage import median_filter
 from scipy.signal import savgol_filter
 
 from nil_jax.envs import Body
@@ -28,6 +29,7 @@ SPREAD_JOINTS = 0.5  # rad
 NEARNESS = 0.03  # score lost where a pose is half a spread away from where the motion leads
 HOME = 0.003  # the same for the first pose: what is hidden goes back there
 DRAG = 0.8  # part of the last change that is expected again
+PACE = 25  # ticks, over which the median of the steps of the base is taken
 GAIT, DRIFT = (5, 2), (15, 1)  # windows (ticks) and orders of the Savitzky-Golay filters of poses and of the camera
 
 
@@ -98,7 +100,9 @@ def fit_motion(
     drift -= drift[0]
     body, qpos = Body(env), problem.poses(theta)
     qpos[:, 2] -= body.kinematics(qpos)[2]
-    qpos[1:, 0] = np.cumsum(travelled(body, qpos, loop=loop)[:-1])
+    # Where both feet are low, a small error of the fit decides which one seems to hold: single steps are far off.
+    steps = median_filter(travelled(body, qpos, loop=loop), PACE, mode="wrap" if loop else "nearest")
+    qpos[1:, 0] = np.cumsum(steps[:-1])
     return Motion(qpos, drift[:, SCALE : DOWN + 1])
 
 

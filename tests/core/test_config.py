@@ -1,10 +1,13 @@
 """Settings: unique names, presets, storing, and messages."""
 
 import dataclasses
+import inspect
 
 import pytest
 
+from nil_jax import cli
 from nil_jax.config import PRESETS, Config, TrainConfig, differences, flatten, load_config, preset, save_config
+from nil_jax.rewards import RewardConfig
 
 
 def test_field_names_are_unique_over_all_parts():
@@ -22,13 +25,26 @@ def test_presets_survive_storing(tmp_path, name):
 def test_single_fields_change_without_naming_their_part():
     config = Config().with_fields(num_envs=7, gamma=0.5, mask_size=32)
     assert (config.train.num_envs, config.learner.gamma, config.reference.mask_size) == (7, 0.5, 32)
-    assert differences(Config(), config) == {"num_envs": (64, 7), "gamma": (0.98, 0.5), "mask_size": (64, 32)}
+    assert differences(Config(), config) == {"num_envs": (128, 7), "gamma": (0.98, 0.5), "mask_size": (64, 32)}
+
+
+def test_the_paper_preset_has_the_published_terms_and_uses_no_motion():
+    config = preset("paper")
+    assert config.reward == RewardConfig.paper()
+    assert not config.reference.track and config.env.actuation == "torque"
+    assert config.env.ctrl_dt * config.reference.fps == 1.0  # a look at every control step
+
+
+@pytest.mark.parametrize("words", [["--reward", "paper"], ["--reward=paper"]])
+def test_the_command_line_takes_the_defaults_of_the_named_reward(words):
+    command = cli._with_preset(["train", "unitree_a1", "clip.mp4", *words])
+    assert inspect.signature(command).parameters["config"].default == Config().with_fields(reward="paper")
 
 
 def test_unknown_fields_and_presets_are_refused():
     with pytest.raises(ValueError, match="'num_env'"):
         Config().with_fields(num_env=3)
-    with pytest.raises(ValueError, match="expected one of cpu, gpu"):
+    with pytest.raises(ValueError, match="expected one of cpu, gpu, paper"):
         preset("tpu")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import nil_jax
 from nil_jax import rewards
-from nil_jax.envs import AutoResetWrapper
+from nil_jax.envs import AutoResetWrapper, Body
 from nil_jax.evaluation import controls, run_episodes, summary
 from nil_jax.reference.motion import velocities
 from nil_jax.rewards import Encoder, RewardConfig
@@ -107,7 +107,7 @@ def test_a_fall_between_ticks_restarts_in_phase(env):
     assert bool(state.terminated[0]) and not bool(state.terminated[1])
     assert float(state.reward[0]) == 0.0
     np.testing.assert_array_equal(state.info["clock"], [1, 1, 1])
-    np.testing.assert_allclose(state.obs[:, env.env.observation_size], 1 / (env.clip_length * 2), rtol=1e-6)
+    np.testing.assert_allclose(state.obs[:, -1], 1 / (env.clip_length * 2), rtol=1e-6)
 
 
 def test_a_looping_reference_wraps_its_clock(tiny_env, tiny_reference):
@@ -115,6 +115,11 @@ def test_a_looping_reference_wraps_its_clock(tiny_env, tiny_reference):
     clock = jnp.array([0, 2, 41, 42, 44])
     np.testing.assert_array_equal(env.frame_index(clock), [0, 1, 20, 0, 1])
     np.testing.assert_array_equal(ImitationEnv(tiny_env, tiny_reference).frame_index(clock), [0, 1, 20, 20, 20])
+    robot = jnp.zeros((5, tiny_env.observation_size))
+    seen = env.observation(robot, clock)
+    np.testing.assert_allclose(seen[0], seen[3], atol=1e-5)  # a period later
+    steps = np.diff(np.asarray(env.observation(robot[:1].repeat(43, 0), jnp.arange(43))), axis=0)
+    assert np.linalg.norm(steps[-1]) < 1.01 * np.linalg.norm(steps, axis=1).mean()  # no jump where the loop closes
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +154,15 @@ def test_targets_of_the_clip_are_followed_without_an_action(tiny_env, moving_ref
     env = ImitationEnv(tiny_env, moving_reference, config=ImitationConfig(starts="first", targets="clip"))
     state = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 2))
     step = jax.jit(env.step)
+    servo, model = tiny_env.config.damping_per_stiffness, tiny_env.mj_model
+    lag = servo + model.dof_damping[6:] / model.actuator_gainprm[:, 0]
+    speed = velocities(model, moving_reference.motion, 1 / 25, loop=True)[:, 6:]
     for clock in range(1, 5):
         state = step(state, jnp.zeros((2, 2)))
         low, part = divmod(clock, 2)
         joints = moving_reference.motion[:, 7:]
         expected = (1 - part / 2) * joints[low] + part / 2 * joints[low + 1]
+        expected = expected + lag * ((1 - part / 2) * speed[low] + part / 2 * speed[low + 1])
         np.testing.assert_allclose(state.data.ctrl, np.tile(expected, (2, 1)), atol=1e-6)
 
 
@@ -169,12 +178,43 @@ def test_a_robot_whose_mask_is_lost_counts_as_fallen(tiny_env, moving_reference)
     assert not np.asarray(jax.jit(env.from_the_start().step)(between, jnp.ones((2, 2))).terminated).any()
 
 
+def test_motion_terms_and_lost_poses_are_those_of_the_keypoints(tiny_env, moving_reference):
+    reward = RewardConfig(video_weight=0.0)
+    env = ImitationEnv(tiny_env, moving_reference, reward, config=ImitationConfig(starts="first", lost_pose=0.1))
+    state = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 2))
+    step, body = jax.jit(env.step), Body(tiny_env)
+    points = body.keypoints(moving_reference.motion)
+    ended = False
+    for clock in range(1, 20):
+        state = step(state, jnp.array([[0.0, 0.0], [1.0, -1.0]]))
+        low, part = divmod(clock, 2)
+        expected = (1 - part / 2) * points[low] + part / 2 * points[low + 1]
+        found = body.keypoints(np.asarray(state.data.qpos))
+        error = np.sqrt(np.square(found - expected).sum(-1).mean(-1))
+        np.testing.assert_array_equal(state.terminated, error > 0.1)
+        alive = error <= 0.1
+        pose = np.where(alive, np.exp(-np.square(error / reward.pose_scale)), 0)
+        np.testing.assert_allclose(state.metrics["reward/pose"], pose, rtol=1e-3)
+        speed = np.asarray(state.data.qvel)[:, 0] - np.diff(moving_reference.motion[:, 0]).mean() * 25
+        travel = np.where(alive, np.exp(-np.square(speed / reward.travel_scale)), 0)
+        np.testing.assert_allclose(state.metrics["reward/travel"], travel, rtol=1e-3)
+        ended |= bool(state.terminated.any())
+    assert ended
+    at_rest = jax.jit(env.from_the_start(at_rest=True).step)(state, jnp.ones((2, 2)))
+    assert not np.asarray(at_rest.terminated).any()
+
+
 def test_imitation_settings_out_of_range_are_refused(tiny_env, tiny_reference):
     for settings in ({"starts": "first"}, {"targets": "clip"}):
         with pytest.raises(ValueError, match="expected a reference with a motion, got one without"):
             ImitationEnv(tiny_env, tiny_reference, config=ImitationConfig(**settings))
     with pytest.raises(ValueError, match=r"lost_iou: expected a number in \[0, 1\), got 1.5"):
         ImitationConfig(lost_iou=1.5)
+    with pytest.raises(ValueError, match="lost_pose: expected a number >= 0, got -1"):
+        ImitationConfig(lost_pose=-1.0)
+    without = ImitationEnv(tiny_env, tiny_reference)
+    assert (without.config.starts, without.config.targets) == ("rest", "stand")
+    assert without.reward.pose_weight == without.reward.travel_weight == 0
 
 
 def fake_encoder(size: int = 8) -> Encoder:
@@ -244,3 +284,23 @@ def test_evaluation_equals_a_loop_over_one_episode(env):
     np.testing.assert_allclose(found["sine"].metrics["mask_iou"], iou / (2 * (env.clip_length - 1)), rtol=1e-4)
     assert rows["zero action"]["fall"] == 0.0 and rows["zero action"]["length"] == pytest.approx(0.8)
     assert rows["zero action"]["mask_iou"] > rows["random policy"]["mask_iou"]
+
+
+def test_measures_of_a_robot_equal_numpy_over_one_episode(tiny_env, moving_reference):
+    robot = nil_jax.envs.make(tiny_env.spec.handle, tiny_env.config, episode_length=20)  # too short to fall
+    env = ImitationEnv(robot, moving_reference, config=ImitationConfig(starts="first"))
+    found = jax.device_get(jax.jit(lambda key: run_episodes(env, controls(2), 2, key))(jax.random.key(5)))
+    for name in ("zero action", "random policy"):
+        episode = found[name]
+        assert bool(episode.alive.all())
+        # Ticks are every second control step: enough to check the pose, but not what is measured at each of them.
+        body = Body(tiny_env)
+        points, wanted = (body.size * body.keypoints(q) for q in (episode.qpos[1:], moving_reference.motion))
+        wanted = wanted[np.arange(1, len(points) + 1) % 21]
+        mirrored = points[:, body.keypoint_twins] * [1, -1, 1]
+        errors = [np.sqrt(np.square(image - wanted).sum(-1).mean()) for image in (points, mirrored)]
+        np.testing.assert_allclose(episode.metrics["pose_error"][0], min(errors), rtol=1e-3)
+        travelled = episode.qpos[-1, 0] - episode.qpos[0, 0]
+        np.testing.assert_allclose(episode.metrics["distance"][0], travelled, atol=0.02)
+        assert 0 < episode.metrics["locomotion"][0] < 400 and 0 < episode.metrics["torque"][0] < 1
+    assert found["random policy"].metrics["jerk"][0] > 3 * found["zero action"].metrics["jerk"][0]

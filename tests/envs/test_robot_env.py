@@ -1,5 +1,7 @@
 """The robot environment against MuJoCo's C engine, and the wrappers against loops."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from nil_jax import envs
-from nil_jax.envs import AutoResetWrapper, VmapWrapper
+from nil_jax.envs import AutoResetWrapper, EnvConfig, VmapWrapper
 from nil_jax.envs.robot import rotation_matrix
 
 # MJX computes in float32, MuJoCo in float64. Free flight agrees to some 1e-7; feet that just touch the floor are in
@@ -68,7 +70,7 @@ def test_velocity_is_seen_in_the_heading_frame(tiny_env, stepped):
     half = np.pi / 4  # facing +y
     qpos = state.data.qpos.at[3:7].set(jnp.array([np.cos(half), 0, 0, np.sin(half)]))
     qvel = state.data.qvel.at[:3].set(jnp.array([0.0, 2.0, 0.0]))
-    obs = tiny_env._observation(state.data.replace(qpos=qpos, qvel=qvel), jnp.zeros(2))
+    obs = tiny_env.observation(qpos, qvel, jnp.zeros(2))
     np.testing.assert_allclose(obs[8:13], [2, 0, 0, *qvel[3:5]], atol=1e-5)  # forward, left, up; then turning
     np.testing.assert_allclose(obs[14:16], [0, 1], atol=1e-5)  # cos and sin of the heading
 
@@ -143,3 +145,67 @@ def test_torque_actuation_applies_the_scaled_limit(tiny_path):
     state = jax.jit(env.reset)(jax.random.key(0))
     state = jax.jit(env.step)(state, jnp.array([0.5, -1.0]))
     np.testing.assert_allclose(state.info["torque"], [15.0, -30.0], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def varied(tiny_env):
+    """The tiny robot with domain randomisation, and 16 first states."""
+    env = envs.make(
+        tiny_env.spec.handle,
+        config=tiny_env.config,
+        mass_spread=0.2,
+        friction_spread=0.5,
+        gain_spread=0.3,
+        latency=0.02,
+    )
+    return env, jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 16))
+
+
+def test_episodes_differ_in_their_physics_within_the_spreads(varied, tiny_env):
+    env, states = varied
+    for name, nominal, spread in (
+        ("body_mass", env.mj_model.body_mass, 0.2),
+        ("geom_friction", env.mj_model.geom_friction, 0.5),
+        ("actuator_gainprm", env.mj_model.actuator_gainprm, 0.3),
+    ):
+        known = nominal != 0
+        share = np.asarray(states.info[f"world/{name}"])[:, known] / nominal[known] - 1
+        assert (np.abs(share) <= spread + 1e-5).all() and np.ptp(share[:, 0]) > spread
+    latency = np.asarray(states.info["world/latency"])
+    assert (latency >= 0).all() and (latency <= 0.02).all() and np.ptp(latency) > 0.01
+    assert not any(name.startswith("world/") for name in tiny_env.reset(jax.random.key(0)).info)
+    assert not any(name.startswith("world/") for name in env.nominal().reset(jax.random.key(0)).info)
+
+
+def test_a_varied_robot_moves_as_the_c_engine_says(varied):
+    env, states = varied
+    action = jnp.array([0.7, -0.5])
+    for index in range(2):
+        state = jax.tree.map(lambda leaf, i=index: leaf[i], states)
+        model = copy.deepcopy(env.mj_model)
+        for name in ("body_mass", "body_inertia", "geom_friction", "actuator_gainprm", "actuator_biasprm"):
+            getattr(model, name)[:] = state.info[f"world/{name}"]
+        data = mujoco.MjData(model)
+        data.qpos[:], data.qvel[:] = state.data.qpos, state.data.qvel
+        ctrl, step = np.asarray(state.data.ctrl), jax.jit(env.step)
+        for _ in range(3):
+            state = step(state, action)
+            for substep in range(env.config.n_substeps):
+                late = substep * env.config.sim_dt < float(state.info["world/latency"])
+                data.ctrl[:] = ctrl if late else env.control(action)
+                mujoco.mj_step(model, data)
+            ctrl = np.asarray(env.control(action))
+        np.testing.assert_allclose(state.data.qpos[7:], data.qpos[7:], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mass_spread": 1.0}, r"mass_spread: expected a number in \[0, 1\), got 1.0"),
+        ({"latency": 0.1}, "latency: expected at most one control step"),
+        ({"gain_spread": 0.1, "physics": "warp"}, 'expected "jax" with domain randomisation'),
+    ],
+)
+def test_randomisation_out_of_range_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        EnvConfig(**settings)

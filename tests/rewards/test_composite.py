@@ -9,11 +9,13 @@ import pytest
 
 from nil_jax.rewards import (
     IMAGE_TERMS,
+    MOTION_TERMS,
     REGULARIZER_TERMS,
     RewardConfig,
     combine,
     mask_iou,
     mask_terms,
+    motion_terms,
     regularizer_terms,
     video_term,
 )
@@ -27,7 +29,7 @@ N = 6
 
 def random_terms(seed=0, worst=False):
     rng = np.random.default_rng(seed)
-    image = {t: np.zeros(N) if worst else rng.random(N) for t in IMAGE_TERMS}
+    image = {t: np.zeros(N) if worst else rng.random(N) for t in IMAGE_TERMS + MOTION_TERMS}
     penalties = {t: -np.ones(N) if worst else -rng.random(N) for t in REGULARIZER_TERMS}
     return {name: jnp.asarray(value, jnp.float32) for name, value in (image | penalties).items()}
 
@@ -47,12 +49,12 @@ def test_logged_terms_are_unweighted_and_image_terms_average_to_their_mean_over_
     terms, config = random_terms(), RewardConfig()
     k = 4
     at_tick = combine(terms, config, k)[1]
-    between = combine({t: terms[t] for t in REGULARIZER_TERMS}, config, 0)[1]
+    between = combine({t: terms[t] for t in MOTION_TERMS + REGULARIZER_TERMS}, config, 0)[1]
     assert set(at_tick) == {f"reward/{t}" for t in TERMS} | {"reward/offset"}
-    assert set(between) == {f"reward/{t}" for t in REGULARIZER_TERMS} | {"reward/offset"}
+    assert set(between) == {f"reward/{t}" for t in MOTION_TERMS + REGULARIZER_TERMS} | {"reward/offset"}
     for term in IMAGE_TERMS:
         np.testing.assert_allclose(at_tick[f"reward/{term}"] / k, terms[term], atol=ROUNDING)
-    for term in REGULARIZER_TERMS:
+    for term in MOTION_TERMS + REGULARIZER_TERMS:
         np.testing.assert_array_equal(at_tick[f"reward/{term}"], terms[term])
 
 
@@ -64,7 +66,8 @@ def test_the_worst_step_that_has_not_fallen_is_worth_exactly_zero():
 
 
 def test_a_better_term_gives_a_larger_total():
-    terms, config = random_terms(), RewardConfig(mask_weight=1.0, soft_mask_weight=1.0)
+    config = RewardConfig(mask_weight=1.0, soft_mask_weight=1.0, pose_weight=1.0, travel_weight=1.0)
+    terms = random_terms()
     for term in TERMS:
         better = terms | {term: terms[term] + 0.01}
         assert (combine(better, config, 1)[0] > combine(terms, config, 1)[0]).all()
@@ -77,6 +80,14 @@ def test_terms_without_weight_may_be_absent_and_are_logged_when_present():
     np.testing.assert_array_equal(combine(terms, config, 1)[0], combine(without, config, 1)[0])
     assert "reward/video" in combine(terms, config, 1)[1]
     assert "reward/video" not in combine(without, config, 1)[1]
+
+
+def test_motion_terms_are_one_without_error_and_1_over_e_at_their_scales():
+    config = RewardConfig(pose_scale=0.2, travel_scale=0.4)
+    found = motion_terms(config, jnp.array([0.0, 0.2, 0.4]), jnp.array([0.0, -0.4, 0.8]))
+    for values in found.values():
+        np.testing.assert_allclose(values, np.exp([0.0, -1.0, -4.0]), rtol=1e-6)
+    assert set(found) == set(MOTION_TERMS)
 
 
 def test_unknown_and_missing_terms_are_refused_by_name():
@@ -125,6 +136,7 @@ def test_terms_made_from_arrays_feed_the_total():
         foot_contact=jnp.ones((N, 2), bool),
         gravity=jnp.tile(jnp.asarray([[0.0, 0.0, -1.0]]), (N, 1)),
     )
+    terms |= motion_terms(config, jnp.abs(normal(N)), normal(N))
     total, logged = combine(terms, config, 1)
     assert total.shape == (N,) and (total >= 0).all()
     np.testing.assert_array_equal(logged["reward/mask"], mask_iou(mask, ref_mask))

@@ -1,0 +1,126 @@
+"""What trained policies reach, beside their controls: one table from the folders of finished runs.
+
+    python benchmarks/table.py RUN [RUN ...] [--quick | --full] [--json FILE] [--mocap FOLDER]
+
+Runs of the same robot and clip are seeds of one row: mean, and with several the half width of its 95 % interval
+(Student's t). `--quick` evaluates 8 episodes of each policy, `--full` 64. Measures are those of
+`nil_jax.evaluation.run_episodes`; in addition
+
+- `locomotion from rest`: the same reward when the robot begins at rest;
+- `mocap_error` (m): how far windows of 0.32 s of the first episode are from the nearest ones of a real walk of this
+  robot, root mean square over keypoints; only with --mocap and a robot that has one.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import common
+import jax
+import numpy as np
+import scipy.stats
+from motions import RECORDINGS, ROBOTS, read_gait
+from rich.console import Console
+from rich.table import Table
+
+from nil_jax import evaluation
+from nil_jax.envs import Body
+from nil_jax.run import SavedRun
+
+EPISODES = {"quick": 8, "full": 64}
+WINDOW, PHASES, RATE = 8, 64, 25.0  # ticks; windows of a cycle; Hz
+UNITS = {
+    "locomotion": "of 400",
+    "locomotion from rest": "of 400",
+    "fall": "of the episodes",
+    "distance": "m",
+    "speed": "m/s",
+    "mask_iou": "",
+    "mask_iou_shuffled": "",
+    "pose_error": "m",
+    "mocap_error": "m",
+    "foot_slip": "m/s",
+    "torque": "of the limits",
+    "jerk": "rad/s^3",
+}
+LOWER_IS_BETTER = ("fall", "pose_error", "mocap_error", "foot_slip", "torque", "jerk")
+
+
+def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[str, dict[str, float]]]:
+    """What a run is called, and the measures of its policies by name."""
+    saved = SavedRun.load(folder)
+    env, policies = saved.policies()
+    policy = policies.pop("policy")
+    found = evaluation.evaluate(env, policy, others=policies, num_envs=count)
+    rest = evaluation.evaluate(env, policy, others=policies, num_envs=count, at_rest=True)
+    for name, row in found.items():
+        row["locomotion from rest"] = rest[name]["locomotion"]
+    gait = next((name for name, robot in ROBOTS.items() if robot == saved.robot and name.endswith("walk")), None)
+    if mocap and gait:
+        real = read_gait(RECORDINGS[gait], mocap, env.env)
+        standing = {"standing still": evaluation.zero_action(env.action_size)}
+        for where, chosen in ((env, {"policy": policy}), (env.around_standing(), standing)):
+            run = jax.jit(lambda key, w=where, c=chosen: evaluation.run_episodes(w, c, 1, key))
+            episodes = jax.device_get(run(jax.random.key(0)))
+            for name in chosen:
+                found[name]["mocap_error"] = nearest(real, episodes[name].qpos[episodes[name].alive])
+    made = saved.reference.provenance
+    return f"{saved.robot}, {made.get('source', 'clip')}", found
+
+
+def nearest(gait, qpos: np.ndarray) -> float:
+    """Mean distance (m) of windows of a path from the nearest ones of a gait."""
+    body: Body = gait.body
+    starts = np.arange(0, max(1, len(qpos) - WINDOW), WINDOW // 2)
+    points = body.keypoints(qpos)[np.minimum(starts[:, None] + np.arange(WINDOW), len(qpos) - 1)]
+    phases = np.linspace(0, gait.period, PHASES, endpoint=False)[:, None] + np.arange(WINDOW) / RATE
+    wanted = body.keypoints(body.qpos(gait.at(phases)))
+    return body.size * float(np.mean([body.distance(wanted, window[None]).min() for window in points]))
+
+
+def half_width(values: list[float]) -> float:
+    """Of the 95 % interval of a mean."""
+    return float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def rows_of(title: str, runs: list[dict[str, dict[str, float]]]) -> list[dict]:
+    """The policy's measures beside the best control's."""
+    rows = []
+    controls = [name for name in runs[0] if name != "policy"]
+    for what, unit in UNITS.items():
+        if what not in runs[0]["policy"]:
+            continue
+        mean = {n: float(np.mean([run[n][what] for run in runs])) for n in runs[0] if what in runs[0][n]}
+        lower = what in LOWER_IS_BETTER
+        best = (min if lower else max)((name for name in controls if name in mean), key=mean.get)
+        label = f"{title}: {what}"
+        rows.append(common.row(label, mean["policy"], unit, best, mean[best], higher_is_better=not lower))
+        if len(runs) > 1:
+            spread = half_width([run["policy"][what] for run in runs])
+            rows.append(common.row(f"{label}, +- ({len(runs)} seeds)", spread, unit))
+    return rows
+
+
+def main() -> None:
+    """Prints the tables."""
+    command = common.parser(__doc__.splitlines()[0])
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    shared = Path(__file__).resolve().parents[2] / "shared" / "mocap"
+    command.add_argument("--mocap", type=Path, default=shared if shared.is_dir() else None, metavar="FOLDER")
+    options = command.parse_args()
+    groups = defaultdict(list)
+    for folder in options.runs:
+        title, found = measured(folder, EPISODES["full" if options.full else "quick"], options.mocap)
+        groups[title].append(found)
+    rows, console = [], Console(width=200)
+    for title, runs in groups.items():
+        printed = Table("", *runs[0], title=f"{title} ({len(runs)} seeds)")
+        for what in UNITS:
+            means = [np.mean([run[name].get(what, np.nan) for run in runs]) for name in runs[0]]
+            printed.add_row(what, *(f"{mean:.3f}" for mean in means))
+        console.print(printed)
+        rows += rows_of(title, runs)
+    common.write(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

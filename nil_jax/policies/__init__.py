@@ -1,0 +1,1 @@
+"""Trained policies; `nil_jax.load_pretrained` reads them."""

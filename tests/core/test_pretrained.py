@@ -1,0 +1,86 @@
+"""Policies without their clips: written from a run, read again, equal in what they do."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import nil_jax
+from nil_jax.run import SavedRun
+
+SHORT = {
+    "num_timesteps": 64,
+    "num_envs": 8,
+    "num_eval_envs": 1,
+    "num_evals": 1,
+    "learning_starts": 16,
+    "grad_updates_per_step": 1,
+    "batch_size": 32,
+    "actor_hidden": (16,),
+    "critic_hidden": (16,),
+    "encoder": None,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_env, tiny_reference, tmp_path_factory):
+    """A short run on a reference with a motion."""
+    time = np.arange(21) / 25
+    motion = np.tile(tiny_env.default_qpos, (21, 1)).astype(np.float32)
+    motion[:, 7], motion[:, 8], motion[:, 0] = 0.4 * np.sin(6 * time), -0.4 * np.sin(6 * time), 0.3 * time
+    reference = dataclasses.replace(tiny_reference, motion=motion)
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    nil_jax.train(tiny_env, reference, output=folder, progress=False, **SHORT)
+    return folder
+
+
+def test_a_saved_policy_acts_as_its_run_and_needs_no_clip(run, tmp_path):
+    nil_jax.save_pretrained(run, tmp_path / "walk")
+    assert not any((tmp_path / "walk").glob("**/*.npz"))
+    found = nil_jax.load_pretrained(tmp_path / "walk")
+    env, policies = SavedRun.load(run).policies()
+    observation = jax.random.normal(jax.random.key(0), (4, env.observation_size))
+    expected, _ = policies["policy"](observation, jax.random.key(1))
+    np.testing.assert_array_equal(found.policy(observation, jax.random.key(1))[0], expected)
+    state, ours = (jax.jit(e.reset)(jax.random.split(jax.random.key(2), 2)) for e in (env, found.env))
+    np.testing.assert_array_equal(state.obs, ours.obs)
+    assert found.evaluation == json.loads((run / "evaluation.json").read_text())
+    assert found.about["steps"] == SavedRun.load(run).step > 0
+    iou = nil_jax.rewards.mask_iou(
+        jnp.asarray(found.env.reference.masks)[:, ::2, ::2], jnp.asarray(env.reference.masks)
+    )
+    assert float(iou.mean()) > 0.7  # drawn from the motion at another size
+
+
+def test_damaged_policies_are_refused(run, tmp_path):
+    with pytest.raises(ValueError, match=r"policy: expected one of .*got nobody/walks"):
+        nil_jax.load_pretrained("nobody/walks")
+    nil_jax.save_pretrained(run, tmp_path / "walk")
+    with pytest.raises(ValueError, match="expected a folder that is not there yet"):
+        nil_jax.save_pretrained(run, tmp_path / "walk")
+    tensors = load_file(tmp_path / "walk" / "policy.safetensors")
+    del tensors["normalizer/std"]
+    save_file(tensors, tmp_path / "walk" / "policy.safetensors")
+    with pytest.raises(ValueError, match="got others: normalizer/std"):
+        nil_jax.load_pretrained(tmp_path / "walk")
+
+
+@pytest.mark.parametrize("name", nil_jax.list_pretrained())
+def test_shipped_policies_load_and_stand_up_for_a_second(name):
+    found = nil_jax.load_pretrained(name)
+    env = found.env.from_the_start()
+
+    @jax.jit
+    def second(key):
+        def step(state, _):
+            return env.step(state, found.policy(state.obs, key)[0], tick=False), None
+
+        return jax.lax.scan(step, env.reset(jax.random.split(key, 2)), None, round(1 / env.dt))[0]
+
+    state = second(jax.random.key(0))
+    assert not np.asarray(state.metrics["fall"]).any()
+    assert np.asarray(state.data.qpos[:, 0]).min() > 0.1
