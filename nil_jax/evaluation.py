@@ -85,7 +85,9 @@ def run_episodes(
             joints = slice(len(env.env.joint_names), 2 * len(env.env.joint_names))
             steps = steps | {"joint_velocity": jnp.swapaxes(transitions.observation[..., joints], 0, 1)}
         if env.motion is not None:
-            errors = env.squared_pose_errors(state.data, state.info["clock"]) * ~steps["done"][-1][:, None] * ticks
+            errors = env.squared_pose_errors(state.data, state.info["clock"])
+            # The last column counts: behind a restart there is no pose of this episode to look at.
+            errors = jnp.pad(errors, [(0, 0), (0, 1)], constant_values=1.0) * ~steps["done"][-1][:, None]
             steps = steps | {"squared_error": jnp.zeros((ticks, *errors.shape)).at[-1].set(errors)}
         if env.reference is not None:
             iou = mask_iou(env.masks(state), jnp.repeat(env.ref_masks[other][None], len(state.reward), axis=0))
@@ -130,8 +132,8 @@ def _metrics(steps: dict[str, Shaped[Array, "T N ..."]], env: ImitationEnv) -> d
     if "reward/torque" in steps:
         result["torque"] = jnp.sqrt(-(alive * steps["reward/torque"]).sum(axis=0) / count)
     if "squared_error" in steps:
-        total = (alive[..., None] * steps["squared_error"]).sum(axis=0).min(axis=-1)
-        result["pose_error"] = env.body.size * jnp.sqrt(total / count)
+        *squares, looks = (alive[..., None] * steps["squared_error"]).sum(axis=0).T
+        result["pose_error"] = env.body.size * jnp.sqrt(jnp.minimum(*squares) / jnp.maximum(looks, 1.0))
     if OVERFLOW in steps:
         result[OVERFLOW] = (alive * steps[OVERFLOW]).max(axis=0)
     if "shuffled" in steps:

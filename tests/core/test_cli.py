@@ -127,7 +127,7 @@ def test_resume_of_a_finished_run_ends_at_once(trained, tiny_path, clip):
         (["frame", "unitree_a1", "-o", "{tmp}/new.txt"], "ends in .png"),
         (["render", "{trained}", "-o", "{tmp}/new.gif"], "ends in .mp4"),
         (["train", "{tiny}", "{blank}", "-o", "{trained}", "--resume", *TRAIN_FLAGS], "the clip that the run began"),
-        (["train", "{tiny}", "{clip}", "-o", "{tmp}/run", "--num-timesteps", "100"], "learning_starts: expected"),
+        (["train", "{tiny}", "{clip}", "-o", "{tmp}/run", "--num-timesteps", "1000"], "learning_starts: expected"),
     ],
 )
 def test_bad_input_gets_a_clear_message_and_leaves_nothing(argv, message, tmp_path, tiny_path, clip, trained, capsys):

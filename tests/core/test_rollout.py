@@ -292,15 +292,14 @@ def test_measures_of_a_robot_equal_numpy_over_one_episode(tiny_env, moving_refer
     found = jax.device_get(jax.jit(lambda key: run_episodes(env, controls(2), 2, key))(jax.random.key(5)))
     for name in ("zero action", "random policy"):
         episode = found[name]
-        assert bool(episode.alive.all())
-        # Ticks are every second control step: enough to check the pose, but not what is measured at each of them.
+        assert bool(episode.alive[:-1].all()) and not episode.alive[-1]  # the last state is that of the next episode
         body = Body(tiny_env)
-        points, wanted = (body.size * body.keypoints(q) for q in (episode.qpos[1:], moving_reference.motion))
+        points, wanted = (body.size * body.keypoints(q) for q in (episode.qpos[1:-1], moving_reference.motion))
         wanted = wanted[np.arange(1, len(points) + 1) % 21]
         mirrored = points[:, body.keypoint_twins] * [1, -1, 1]
         errors = [np.sqrt(np.square(image - wanted).sum(-1).mean()) for image in (points, mirrored)]
         np.testing.assert_allclose(episode.metrics["pose_error"][0], min(errors), rtol=1e-3)
-        travelled = episode.qpos[-1, 0] - episode.qpos[0, 0]
-        np.testing.assert_allclose(episode.metrics["distance"][0], travelled, atol=0.02)
+        travelled = episode.qpos[-2, 0] - episode.qpos[0, 0]
+        np.testing.assert_allclose(episode.metrics["distance"][0], travelled, atol=0.04)
         assert 0 < episode.metrics["locomotion"][0] < 400 and 0 < episode.metrics["torque"][0] < 1
-    assert found["random policy"].metrics["jerk"][0] > 3 * found["zero action"].metrics["jerk"][0]
+    assert found["random policy"].metrics["jerk"][0] > 2 * found["zero action"].metrics["jerk"][0]
