@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	rm -rf $(DEMO)
 	$(BIN)/nil-jax train unitree_a1 examples/a1_prowl.mp4 --output $(DEMO) --num-timesteps 75000 --num-evals 3 \
-	    --grad-updates-per-step 8
+	    --grad-updates-per-step 16 --action-scale 0.2
 	@echo "Look at $(DEMO)/comparison.mp4 and $(DEMO)/curves.png"
 
 lint: setup
