@@ -2,7 +2,8 @@
 
     python benchmarks/sim_to_sim.py RUN [--quick | --full] [--json FILE]
 
-Both engines begin with the reset states of the run's environment: with `--quick` in 4 episodes, with `--full` in 32.
+RUN is the folder of a run, or a policy that ships (unitree_h1/walk). Both engines begin in reset states of its
+environment, each in its own: with `--quick` in 4 episodes, with `--full` in 32.
 """
 
 import json
@@ -16,7 +17,7 @@ import numpy as np
 
 from nil_jax import evaluation
 from nil_jax.export import export_policy
-from nil_jax.run import SavedRun
+from nil_jax.pretrained import load_policies
 
 EPISODES = {"quick": 4, "full": 32}
 
@@ -54,10 +55,10 @@ def outcome(path: np.ndarray, env, dt: float) -> dict[str, float]:
 def main() -> None:
     """Prints the rows."""
     command = common.parser(__doc__.splitlines()[0])
-    command.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    command.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a policy that ships")
     options = command.parse_args()
     count = EPISODES["full" if options.full else "quick"]
-    env, policies = SavedRun.load(options.run).policies()
+    env, policies = load_policies(options.run)
     policy = {"policy": policies["policy"]}
     key = jax.random.key(1)
     found = jax.jit(lambda key: evaluation.run_episodes(env, policy, count, key))(key)

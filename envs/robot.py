@@ -77,7 +77,10 @@ class EnvConfig:
         if self.latency > self.ctrl_dt:
             raise ValueError(f"latency: expected at most one control step ({self.ctrl_dt} s), got {self.latency} s")
         if self.randomized and self.physics == "warp":
-            raise ValueError('physics: expected "jax" with domain randomisation, got "warp"; type: --physics jax')
+            off = " ".join(f"--{name.replace('_', '-')} 0" for name in (*SPREADS, "latency"))
+            raise ValueError(
+                f'physics: expected "jax" with domain randomisation, got "warp"; type: --physics jax, or {off}'
+            )
         for name in ("reset_noise", "damping_per_stiffness", "latency"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)}")

@@ -230,9 +230,10 @@ def evaluate(
         json_output: print one JSON object on standard output.
     """
     from nil_jax import evaluation
+    from nil_jax.pretrained import load_policies
     from nil_jax.run import evaluation_table
 
-    env, policies = _policies(run)
+    env, policies = load_policies(run)
     policy = policies.pop("policy")
     rows = evaluation.evaluate(env, policy, others=policies, num_envs=num_envs, seed=seed, at_rest=at_rest)
     if json_output:
@@ -253,10 +254,11 @@ def render(run: RunFolder, *, output: Output, seed: int = 0, size: int = 320) ->
     import jax
 
     from nil_jax.evaluation import episode_pictures, run_episodes
+    from nil_jax.pretrained import load_policies
     from nil_jax.report import write_comparison
 
     _check_new(output, (".mp4",))
-    env, policies = _policies(run)
+    env, policies = load_policies(run)
     if env.reference is None:
         raise ValueError(f"run: expected one with a reference video, got {run}, which was trained without")
     policy = {"policy": policies["policy"]}
@@ -273,9 +275,10 @@ def export(run: RunFolder, *, output: Output) -> None:
         output: folder to make.
     """
     from nil_jax.export import export_policy
+    from nil_jax.pretrained import load_policies
 
     _check_new(output)
-    env, policies = _policies(run)
+    env, policies = load_policies(run)
     export_policy(env, policies["policy"], output)
     ERR.print(f"wrote {output}", highlight=False)
 
@@ -317,17 +320,6 @@ def distill(
     else:
         learned = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
         ERR.print(f"{output}: {learned}; type: --encoder {output}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _policies(run: Path) -> tuple[Any, dict[str, Any]]:
-    """Environment and policies of a run's folder, or of a policy that ships with the package."""
-    from nil_jax.pretrained import list_pretrained, load_pretrained
-    from nil_jax.run import SavedRun
-
-    if not run.exists() and run.as_posix() in list_pretrained():
-        found = load_pretrained(run.as_posix())
-        return found.env, {"policy": found.policy}
-    return SavedRun.load(run).policies()
 
 
 def _check_new(output: Path, endings: tuple[str, ...] = ()) -> None:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from nil_jax.config import Config, load_config
@@ -30,6 +31,7 @@ from nil_jax.run import SavedRun
 WEIGHTS, ABOUT, SETTINGS = "policy.safetensors", "policy.json", "config.json"
 CAMERA = ("position", "rotation", "focal", "center")
 FORMAT = "nil_jax_policy"
+KEYS = {"format", "robot", "fingerprint", "fps", "loop", "source", "steps", "evaluation", "versions"}
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,7 @@ def load_pretrained(name: str | Path) -> Pretrained:
         folder = Path(str(resources.files("nil_jax.policies"))) / str(name)
     elif not (folder / ABOUT).is_file():
         raise ValueError(f"policy: expected one of {', '.join(list_pretrained())}, or a folder of one, got {name}")
-    about, config = json.loads((folder / ABOUT).read_text()), load_config(folder / SETTINGS)
-    if about.get("format") != FORMAT:
-        raise ValueError(f"policy: expected {FORMAT} in {folder / ABOUT}, got {about.get('format')}")
-    tensors = load_file(folder / WEIGHTS)
+    config, (about, tensors) = load_config(folder / SETTINGS), _read(folder)
     camera = Camera(**{part: jnp.asarray(tensors.pop(f"camera/{part}")) for part in CAMERA})
     motion, start = tensors.pop("motion"), tensors.pop("start_qpos")
     saved = SavedRun(folder, about["robot"], about["fingerprint"], config, None, None)
@@ -89,6 +88,14 @@ def load_pretrained(name: str | Path) -> Pretrained:
         about["evaluation"],
         {key: about[key] for key in ("source", "steps", "versions")},
     )
+
+
+def load_policies(name: str | Path) -> tuple[ImitationEnv, dict[str, Policy]]:
+    """Environment and policies of a run's folder, or of a policy that ships with the package."""
+    if not Path(name).exists() and Path(name).as_posix() in list_pretrained():
+        found = load_pretrained(Path(name).as_posix())
+        return found.env, {"policy": found.policy}
+    return SavedRun.load(name).policies()
 
 
 def save_pretrained(run: str | Path, folder: str | Path) -> None:
@@ -133,6 +140,30 @@ def save_pretrained(run: str | Path, folder: str | Path) -> None:
     (folder / SETTINGS).write_text((saved.folder / SETTINGS).read_text())
 
 
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What is known of a policy, and its tensors.
+
+    Raises:
+        ValueError: files that are missing, damaged, or hold something else.
+    """
+    try:
+        about, tensors = json.loads((folder / ABOUT).read_text()), load_file(folder / WEIGHTS)
+        known = set(about)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise ValueError(f"policy: expected {ABOUT} and {WEIGHTS} in {folder}, got {error}") from None
+    if not known >= KEYS or about["format"] != FORMAT:
+        missing = ", ".join(sorted(KEYS - known)) or "another format"
+        raise ValueError(
+            f"policy: expected {FORMAT} with {', '.join(sorted(KEYS))} in {folder / ABOUT}; wrong: {missing}"
+        )
+    needed = {"motion", "start_qpos", *(f"camera/{part}" for part in CAMERA)}
+    if not needed <= set(tensors):
+        raise ValueError(
+            f"policy: expected {', '.join(sorted(needed))} in {folder / WEIGHTS}, got {', '.join(tensors)}"
+        )
+    return about, tensors
+
+
 def _named(learner: LearnerState) -> dict[str, np.ndarray]:
     """What acts without exploring."""
     actor = flatten_dict(learner.average_actor, sep="/")
@@ -153,10 +184,6 @@ def _filled(learner: LearnerState, tensors: Mapping[str, np.ndarray]) -> Learner
         differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
         raise ValueError(f"policy: expected the tensors of its settings, got others: {', '.join(differing)}")
     leaves = {name: jnp.asarray(leaf) for name, leaf in tensors.items()}
-    actor = unflatten_dict(
-        {n.removeprefix("actor/"): leaf for n, leaf in leaves.items() if n.startswith("actor/")}, "/"
-    )
-    mean, std = leaves["normalizer/mean"], leaves["normalizer/std"]
-    return dataclasses.replace(
-        learner, average_actor=actor, normalizer=dataclasses.replace(learner.normalizer, mean=mean, std=std)
-    )
+    tree = unflatten_dict(leaves, sep="/")
+    statistics = dataclasses.replace(learner.normalizer, **tree["normalizer"])
+    return dataclasses.replace(learner, average_actor=tree["actor"], normalizer=statistics)

@@ -212,19 +212,19 @@ class SavedRun:
 
     def learner(self, template: Any) -> Any:
         """The newest learner state, in the structure of `template`."""
+        with self._checkpoints() as checkpoints:
+            return checkpoints.restore({"learner": template})["learner"]
+
+    def _checkpoints(self) -> contextlib.closing[Checkpoints]:
         if not (self.folder / "checkpoints").is_dir():
             raise ValueError(f"run: expected a checkpoint in {self.folder}, got none; train longer")
-        checkpoints = Checkpoints(self.folder / "checkpoints")
-        try:
-            return checkpoints.restore({"learner": template})["learner"]
-        finally:
-            checkpoints.close()
+        return contextlib.closing(Checkpoints(self.folder / "checkpoints"))
 
     @property
     def step(self) -> int | None:
         """Control steps of the newest checkpoint."""
-        found = [int(folder.name) for folder in (self.folder / "checkpoints").glob("*") if folder.name.isdigit()]
-        return max(found, default=None)
+        with self._checkpoints() as checkpoints:
+            return checkpoints.latest
 
     def make_robot(self) -> RobotEnv:
         """The robot of the run.

@@ -67,6 +67,17 @@ def test_damaged_policies_are_refused(run, tmp_path):
     save_file(tensors, tmp_path / "walk" / "policy.safetensors")
     with pytest.raises(ValueError, match="got others: normalizer/std"):
         nil_jax.load_pretrained(tmp_path / "walk")
+    del tensors["motion"]
+    save_file(tensors, tmp_path / "walk" / "policy.safetensors")
+    with pytest.raises(ValueError, match=r"policy: expected .*motion"):
+        nil_jax.load_pretrained(tmp_path / "walk")
+    (tmp_path / "walk" / "policy.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match=r"policy: expected policy\.json and policy\.safetensors"):
+        nil_jax.load_pretrained(tmp_path / "walk")
+    for damaged in ("{", "[]", "3", '{"format": "nil_jax_policy"}'):
+        (tmp_path / "walk" / "policy.json").write_text(damaged)
+        with pytest.raises(ValueError, match="policy: expected"):
+            nil_jax.load_pretrained(tmp_path / "walk")
 
 
 @pytest.mark.parametrize("name", nil_jax.list_pretrained())
