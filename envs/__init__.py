@@ -4,6 +4,7 @@
 if __name__ != "nil_jax.envs":
     raise ImportError(f"this package imports as nil_jax.envs, not as {__name__!r}; type: import nil_jax.envs")
 
+from nil_jax.envs.adapters import BraxEnv
 from nil_jax.envs.base import AutoResetWrapper, Env, State, VmapWrapper
 from nil_jax.envs.body import Body
 from nil_jax.envs.registry import make, robots
@@ -12,6 +13,7 @@ from nil_jax.envs.robot import EnvConfig, RobotEnv, RobotSpec, forward_kinematic
 __all__ = [
     "AutoResetWrapper",
     "Body",
+    "BraxEnv",
     "Env",
     "EnvConfig",
     "RobotEnv",

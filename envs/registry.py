@@ -36,6 +36,7 @@ EMBEDDED = {
             stiffness={"": 60.0},
             fall_height=0.4,
             target_velocity=0.5,
+            action_scale=0.2,
         ),
         RobotSpec(
             "unitree_g1",

@@ -34,6 +34,7 @@ class RobotSpec:
     stiffness: Mapping[str, float] = field(default_factory=dict)  # part of a joint's name -> N m / rad of its servo
     fall_height: float = 0.6  # fallen when the base is below this fraction of its standing height
     target_velocity: float = 1.25  # m/s, forward speed of the locomotion reward
+    action_scale: float = 0.4  # rad; where the settings name none
 
     @property
     def handle(self) -> str:
@@ -41,6 +42,7 @@ class RobotSpec:
         return self.source if self.source.endswith((".xml", ".mjcf")) else self.name
 
 
+DIVERGED = "physics_diverged"  # name of a metric
 SPREADS = ("mass_spread", "friction_spread", "gain_spread")
 
 
@@ -51,7 +53,7 @@ class EnvConfig:
     ctrl_dt: float = 0.02  # s between two actions
     sim_dt: float = 0.004  # s between two physics steps
     actuation: str = "position"  # "position": servo on target angles; "torque": the paper's
-    action_scale: float = 0.4  # rad of target angle at |action| = 1 (position)
+    action_scale: float | None = None  # rad of target angle at |action| = 1 (position); None: the robot's own
     damping_per_stiffness: float = 0.03  # s; servo damping over servo stiffness
     episode_length: int = 500  # control steps until truncation
     reset_noise: float = 0.02  # rad and rad/s, uniform, on the joints
@@ -69,8 +71,9 @@ class EnvConfig:
 
     def __post_init__(self):
         for name in ("ctrl_dt", "sim_dt", "action_scale", "episode_length", "fall_tilt"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: expected a positive number, got {value}")
         for name in SPREADS:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")
@@ -122,10 +125,10 @@ class RobotEnv(Env):
 
     Actions in [-1, 1]: target angles `default + action_scale * action` (position) or torques `limit * action` (torque).
     `metrics` holds `forward_velocity` (m/s), `locomotion` (the env's own reward), `foot_slip_speed` (m/s, mean over the
-    feet in contact), `fall` (0 or 1), and under Warp's physics `buffer_overflow` (0 or 1: contacts were lost in this
-    episode). `info` holds `step`, and for reward terms `last_action`, `torque` [U] (N m), and for each foot
-    `foot_contact` [F] (0 or 1) and `foot_velocity` [F, 3] (m/s over the last control step, of the part that touches the
-    floor).
+    feet in contact), `fall` (0 or 1), `physics_diverged` (0 or 1: the state was not finite; also a fall), and under
+    Warp's physics `buffer_overflow` (0 or 1: contacts were lost in this episode). `info` holds `step`, and for
+    reward terms `last_action`, `torque` [U] (N m), and for each foot `foot_contact` [F] (0 or 1: part of it was on the
+    floor at both ends of the last control step) and `foot_velocity` [F, 3] (m/s over that step, of that part).
     """
 
     def __init__(self, spec: RobotSpec, model: mujoco.MjSpec, config: EnvConfig):
@@ -138,6 +141,7 @@ class RobotEnv(Env):
             stiffness=spec.stiffness,
         )
         self.spec, self.config, self.prepared = spec, config, prepared
+        self.action_scale = spec.action_scale if config.action_scale is None else config.action_scale
         self.mj_spec, self.mj_model = model, prepared.mj_model
         self.physics = jax_physics(prepared.mj_model)
         self.mjx_model = self.physics.mjx_model  # for kinematics; also under Warp, whose model needs Warp's data
@@ -206,7 +210,7 @@ class RobotEnv(Env):
         # Frames of bodies and geoms are all that is looked at; mjx.step computes the rest.
         data = self.physics.make_data(self.num_envs).replace(qpos=qpos, qvel=qvel, ctrl=self.control(action))
         data = mjx.kinematics(self.physics.mjx_model, data)
-        info = {"step": jnp.int32(0), "last_action": action, "foot_position": data.geom_xpos[self.foot_geom_ids]}
+        info = {"step": jnp.int32(0), "last_action": action} | self._feet(data)
         return self._state(data, info, self._world(jax.random.fold_in(key, 0)))
 
     def step(self, state: State, action: Float[Array, " U"], joints: Float[Array, " J"] | None = None) -> State:
@@ -225,8 +229,8 @@ class RobotEnv(Env):
         data, _ = jax.lax.scan(substep, state.data, times)
         # mjx.step leaves the frames of bodies and geoms at the pose before its last integration.
         data = mjx.kinematics(self.physics.mjx_model, data)
-        info = {name: state.info[name] for name in ("step", "foot_position")}
-        return self._state(data, info | {"last_action": action, "step": info["step"] + 1}, world)
+        feet = {name: state.info[name] for name in ("foot_position", "foot_height")}
+        return self._state(data, feet | {"last_action": action, "step": state.info["step"] + 1}, world)
 
     def foot_heights(self, geom_xpos: Float[Array, "G 3"], geom_xmat: Float[Array, "G 3 3"]) -> Float[Array, " C"]:
         """Height of the lowest point of each of `foot_geom_ids`, m."""
@@ -235,6 +239,11 @@ class RobotEnv(Env):
     def lowest_point(self, geom_xpos: Float[Array, "G 3"], geom_xmat: Float[Array, "G 3 3"]) -> Float[Array, ""]:
         """Height of the lowest point of the feet, m."""
         return self.foot_heights(geom_xpos, geom_xmat).min()
+
+    def _feet(self, data: mjx.Data) -> dict[str, Array]:
+        """Positions [C, 3] and heights [C] of the geoms of the feet, m."""
+        heights = self.foot_heights(data.geom_xpos, data.geom_xmat)
+        return {"foot_position": data.geom_xpos[self.foot_geom_ids], "foot_height": heights}
 
     def _posed(self, qpos: np.ndarray, pose: Mapping[str, float]) -> np.ndarray:
         qpos = np.array(qpos)
@@ -258,7 +267,7 @@ class RobotEnv(Env):
             return action * jnp.array(self.torque_limit)
         actuated, center = self.prepared.actuated, jnp.array(self.default_qpos[7:]) if joints is None else joints
         low, high = jnp.array(self.joint_range[actuated], jnp.float32).T
-        return jnp.clip(center[actuated] + self.config.action_scale * action, low, high)
+        return jnp.clip(center[actuated] + self.action_scale * action, low, high)
 
     def _world(self, key: PRNGKeyArray) -> dict[str, Array]:
         """What this episode's physics has of its own: fields of the model, and the delay of its actions."""
@@ -283,11 +292,13 @@ class RobotEnv(Env):
 
     def _state(self, data: mjx.Data, info: dict[str, Array], world: dict[str, Array]) -> State:
         finite = jnp.isfinite(data.qpos).all() & jnp.isfinite(data.qvel).all()
-        foot_position = data.geom_xpos[self.foot_geom_ids]
-        touching = (self._foot_lower(data.geom_xpos, data.geom_xmat) < CONTACT_HEIGHT) * self._foot_of_geom  # [F, C]
-        geom_velocity = (foot_position - info["foot_position"]) / self.dt
-        info = info | {
-            "foot_position": foot_position,
+        feet = self._feet(data)
+        # A speed over the step is that of a sliding foot only if it touches the floor at both ends of the step.
+        highest = jnp.maximum(feet["foot_height"], info["foot_height"])
+        touching = (highest < CONTACT_HEIGHT) * self._foot_of_geom  # [F, C]
+        geom_velocity = (feet["foot_position"] - info["foot_position"]) / self.dt
+        info = info | feet
+        info |= {
             "foot_velocity": touching @ geom_velocity / jnp.maximum(touching.sum(axis=1, keepdims=True), 1.0),
             "foot_contact": touching.max(axis=1),
             "torque": data.actuator_force,
@@ -307,6 +318,7 @@ class RobotEnv(Env):
             "locomotion": reward,
             "foot_slip_speed": slip / jnp.maximum(info["foot_contact"].sum(), 1.0),
             "fall": fallen.astype(jnp.float32),
+            DIVERGED: 1.0 - finite.astype(jnp.float32),
         }
         metrics |= self.physics.metrics(data)
         return State(data, obs, reward, fallen, info["step"] >= self.episode_length, metrics, info | world)
@@ -360,7 +372,7 @@ def _servo_lag(prepared: Prepared) -> np.ndarray:
 
 
 WORLD = "world/"  # names in `info` of what domain randomisation has drawn
-CONTACT_HEIGHT = 0.01  # m; a foot geom lower than this counts as touching the floor
+CONTACT_HEIGHT = 0.002  # m; a foot geom lower than this counts as touching the floor
 
 
 def rotation_matrix(quat: Float[Array, "4"]) -> Float[Array, "3 3"]:

@@ -226,7 +226,8 @@ def evaluate(
         run: folder of the run, or a policy that ships with the package, such as unitree_h1/walk.
         num_envs: episodes of each policy.
         seed: of the starts.
-        at_rest: start at rest; otherwise as fast as the clip is at its first frame, if the training does so.
+        at_rest: start at rest, standing; otherwise in the clip's first pose and as fast as it is there, if the training
+            does so.
         json_output: print one JSON object on standard output.
     """
     from nil_jax import evaluation

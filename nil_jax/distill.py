@@ -44,7 +44,7 @@ class DistillConfig:
         ValueError: a number out of range.
     """
 
-    num_steps: int = 1600  # updates
+    num_steps: int = 2000  # updates
     num_motions: int = 12  # of one robot in an update, with four clips each
     teacher_clips: int = 1200  # clips of all robots that the teacher embeds before
     teacher_loss: float = 0.1  # its weight beside that of the distances

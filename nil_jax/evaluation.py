@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt8
 from mujoco import mjx
 
-from nil_jax.envs import AutoResetWrapper, RobotEnv, State
+from nil_jax.envs import AutoResetWrapper, Env, RobotEnv, State
 from nil_jax.envs.physics import OVERFLOW
 from nil_jax.reference import Reference
 from nil_jax.rewards import Encoder, RewardConfig, mask_iou
@@ -40,7 +40,7 @@ class Episodes(NamedTuple):
     """One episode in each of N environments. Metrics are explained at `run_episodes`."""
 
     metrics: dict[str, Float[Array, " N"]]
-    qpos: Float[Array, "T nq"]  # of the first environment, at ticks
+    qpos: Float[Array, "T nq"]  # of the first environment, at ticks; nq is 0 where it is no robot
     alive: Bool[Array, " T"]  # whether its episode still goes on
 
 
@@ -49,11 +49,11 @@ def run_episodes(
 ) -> dict[str, Episodes]:
     """One episode of each policy in `num_envs` environments, all in one batch; pure, so that a caller may jit it.
 
-    The metrics, by environment: `return` (sum of rewards until the episode ends), `length` (s), `fall` (0 or 1),
-    `distance` (m along x until the end), `speed` (m/s), `foot_slip` (m/s, mean over steps), and with a reference
-    `mask_iou` (mean over the clip, 0 after a fall) and `mask_iou_shuffled`, the same against the reference's masks in
-    another order: what of the IoU is not due to moving at the right time. Under Warp's physics `buffer_overflow` says
-    in which environments contacts were lost.
+    The metrics, by environment: `return` (sum of rewards until the episode ends), `length` (s), `fall` (0 or 1), where
+    the environment tells `forward_velocity` and `foot_slip_speed` also `distance` (m along x until the end), `speed`
+    (m/s) and `foot_slip` (m/s, mean over steps), and with a reference `mask_iou` (mean over the clip, 0 after a fall)
+    and `mask_iou_shuffled`, the same against the reference's masks in another order: what of the IoU is not due to
+    moving at the right time. Under Warp's physics `buffer_overflow` says in which environments contacts were lost.
 
     Of robots also: `locomotion` (LocoMuJoCo's environment reward over 4 s, which are its 400 steps at 100 Hz, 0 after a
     fall; 400 is the most), `jerk` (rad/s^3, root mean square over joints and steps), with a reference `torque` (root
@@ -77,6 +77,11 @@ def run_episodes(
         order = shuffled[jnp.arange(num_ticks) % len(shuffled)]
     auto_env = AutoResetWrapper(env)
 
+    def path(state: State) -> Array:
+        """Of the first environment of each policy; other environments than robots may have none."""
+        qpos = state.data.qpos if isinstance(env.env, RobotEnv) else jnp.zeros((len(state.reward), 0))
+        return qpos[::num_envs]
+
     def tick(state: State, inputs: tuple[Array, PRNGKeyArray]) -> tuple[State, tuple[dict[str, Array], Array]]:
         other, key = inputs
         # What ends starts again, as in training; `_metrics` counts the first episode only.
@@ -93,12 +98,12 @@ def run_episodes(
             iou = mask_iou(env.masks(state), jnp.repeat(env.ref_masks[other][None], len(state.reward), axis=0))
             iou = jnp.where(steps["done"][-1], 0.0, iou) * ticks
             steps = steps | {"shuffled": jnp.zeros_like(steps["reward"]).at[-1].set(iou)}
-        return state, (steps, state.data.qpos[::num_envs])
+        return state, (steps, path(state))
 
     state = auto_env.reset(jax.random.split(key_reset, len(policies) * num_envs))
     _, (steps, qpos) = jax.lax.scan(tick, state, (order, jax.random.split(key_run, num_ticks)))
     done = jnp.cumsum(steps["done"].any(axis=1), axis=0) > 0  # [T, N]
-    qpos = jnp.concatenate([state.data.qpos[::num_envs][None], qpos])
+    qpos = jnp.concatenate([path(state)[None], qpos])
     alive = jnp.concatenate([jnp.ones_like(done[:1]), ~done])[:, ::num_envs]
     steps = jax.tree.map(lambda leaf: leaf.reshape(-1, len(policies), num_envs, *leaf.shape[3:]), steps)
     return {
@@ -113,15 +118,16 @@ def _metrics(steps: dict[str, Shaped[Array, "T N ..."]], env: ImitationEnv) -> d
     ended = jnp.cumsum(steps["done"], axis=0)
     alive = ((ended - steps["done"]) == 0).astype(jnp.float32)  # up to and with the step that ends the episode
     count = alive.sum(axis=0)
-    distance = (alive * steps["forward_velocity"]).sum(axis=0) * dt
     result = {
         "return": (alive * steps["reward"]).sum(axis=0),
         "length": count * dt,
         "fall": (alive * steps["fall"]).max(axis=0),
-        "distance": distance,
-        "speed": distance / (count * dt),
-        "foot_slip": (alive * steps["foot_slip_speed"]).sum(axis=0) / count,
     }
+    if "forward_velocity" in steps:
+        result["distance"] = (alive * steps["forward_velocity"]).sum(axis=0) * dt
+        result["speed"] = result["distance"] / (count * dt)
+    if "foot_slip_speed" in steps:
+        result["foot_slip"] = (alive * steps["foot_slip_speed"]).sum(axis=0) / count
     if "locomotion" in steps:
         first = round(LOCOMOTION_SECONDS / dt)
         lasted = LOCOMOTION_STEPS / first * (alive * steps["locomotion"])[:first].sum(axis=0)
@@ -157,7 +163,7 @@ def summary(episodes: Mapping[str, Episodes]) -> dict[str, dict[str, float]]:
 
 
 def evaluate(
-    env: RobotEnv | ImitationEnv,
+    env: Env,
     policy: Policy,
     reference: Reference | None = None,
     *,
@@ -174,7 +180,7 @@ def evaluate(
     there too, which holds the default pose.
 
     Args:
-        env: the robot, or an `ImitationEnv`, which brings reference, reward and encoder with it.
+        env: the robot or another environment, or an `ImitationEnv`, which brings reference, reward and encoder with it.
         policy: `policy(observation [N, O], key) -> (action [N, A], extras)`.
         reference: what was imitated; None evaluates the env's own reward.
         reward: weights of the terms.
@@ -182,7 +188,8 @@ def evaluate(
         others: more policies by name, such as the untrained one.
         num_envs: episodes of each.
         seed: of starts and random actions.
-        at_rest: start at rest in the start pose; otherwise as fast as the clip is there, if the training does so.
+        at_rest: start at rest, standing (without a motion: in the start pose); otherwise in the clip's first pose and
+            as fast as it is there, if the training does so.
 
     Returns:
         By name ("policy", "zero action", "random policy", ...) the means that `run_episodes` describes.

@@ -1,15 +1,22 @@
-"""Pictures of a run: learning curves and the comparison video.
+"""What a run leaves to look at: learning curves, the comparison video, and one page with everything.
 
 Axes: T ticks, S side of a panel.
 """
 
-from collections.abc import Sequence
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from nil_jax.config import Config, differences, flatten, load_config
+from nil_jax.metrics import read_metrics
 from nil_jax.reference import Reference, write_video
 
 PANEL, LABEL = 320, 24  # px
@@ -24,14 +31,14 @@ CURVES = (
 )
 
 
-def write_curves(path: Path, rows: Sequence[dict[str, float]]) -> None:
-    """One panel for each curve that the run has, over control steps."""
+def curves(rows: Sequence[Mapping[str, float | None]], names: Sequence[tuple[str, str]] = CURVES) -> bytes | None:
+    """A PNG with one panel for each curve (name, title) that the run has, over control steps; None if it has none."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    present = [(name, title) for name, title in CURVES if any(row.get(name) is not None for row in rows)]
+    present = [(name, title) for name, title in names if any(row.get(name) is not None for row in rows)]
     if not present:
-        return
+        return None
     columns = min(3, len(present))
     figure = Figure(figsize=(4.2 * columns, 3 * -(-len(present) // columns)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -43,7 +50,9 @@ def write_curves(path: Path, rows: Sequence[dict[str, float]]) -> None:
         axes.set_xlabel("control steps", fontsize=8)
         axes.grid(alpha=0.3)
         axes.locator_params(axis="x", nbins=5)
-    figure.savefig(path, dpi=110)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
 
 
 def comparison_frames(reference: Reference, pictures: UInt8[np.ndarray, "T S S 3"]) -> UInt8[np.ndarray, "T h w 3"]:
@@ -78,3 +87,69 @@ def _labelled(image: UInt8[np.ndarray, "S W 3"], labels: Sequence[str]) -> UInt8
     for i, label in enumerate(labels):
         draw.text((i * PANEL + 8, 6), label, fill=(60, 60, 60))
     return np.asarray(canvas)
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums } th { text-align: left; font-weight: 600 }
+td, th { padding: .15em .9em .15em 0; border-bottom: 1px solid #ddd } td { text-align: right }
+td:first-child { text-align: left } img, video { max-width: 100% } .set { columns: 3 18em; font-size: 13px }
+"""
+
+
+def write_report(folder: Path) -> None:
+    """Writes `report.html` from the other files of a finished run: one page that needs no other file and no network."""
+    about = json.loads((folder / "run.json").read_text())
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    config, rows = load_config(folder / "config.json"), read_metrics(folder)
+    terms = sorted({name for row in rows for name in row if name.startswith("reward/")})
+    changed = {name: new for name, (_, new) in differences(Config(), config).items()}
+    robot, steps = about.get("robot", "an environment of one's own"), f"{rows[-1]['step']:,}" if rows else "0"
+    body = [
+        f"<h1>{_text(folder.name)}</h1>",
+        f"<p>{_text(robot)}, {steps} control steps on {_text(about['device'])}</p>",
+        _video(folder / "comparison.mp4"),
+        "<h2>Evaluation</h2>",
+        _evaluation(evaluation),
+        "<p>One episode in each environment, beside the controls; units and meanings are in docs/evaluation.md.</p>",
+        "<h2>Curves</h2>",
+        _picture(curves(rows)),
+        "<h2>Terms of the reward, unweighted</h2>",
+        _picture(curves(rows, [(name, name.removeprefix("reward/")) for name in terms])),
+        "<h2>Settings that are not the defaults</h2>",
+        _listed(changed) if changed else "<p>none</p>",
+        f"<details><summary>All settings</summary>{_listed(flatten(config))}</details>",
+        "<h2>Versions</h2>",
+        _listed(about["versions"]),
+    ]
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(folder.name)}</title>'
+    (folder / "report.html").write_text(f"{page}<style>{STYLE}</style><body>{''.join(body)}</body></html>\n")
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _video(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<video controls autoplay loop muted src="data:video/mp4;base64,{data}"></video>'
+
+
+def _picture(png: bytes | None) -> str:
+    return "" if png is None else f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _evaluation(evaluation: Mapping[str, Mapping[str, float]]) -> str:
+    head = "".join(f"<th>{_text(name)}</th>" for name in evaluation)
+    metrics = dict.fromkeys(metric for row in evaluation.values() for metric in row)
+    lines = [
+        f"<tr><td>{_text(metric)}</td>" + "".join(f"<td>{row.get(metric, 0):.3f}</td>" for row in evaluation.values())
+        for metric in metrics
+    ]
+    return f"<table><tr><th></th>{head}</tr>{'</tr>'.join(lines)}</tr></table>"
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return '<div class="set">' + "".join(f"{_text(n)} = {_text(v)}<br>" for n, v in values.items()) + "</div>"

@@ -22,7 +22,10 @@ from nil_jax.rendering import JaxRenderer, Renderer, WarpRenderer, make_scene
 from nil_jax.rewards import Encoder, RewardConfig
 from nil_jax.types import Transition
 
-FIRST = 0.2  # part of the episodes that begin at frame 0, as in evaluations, where they may begin anywhere
+# Parts of the episodes that begin at frame 0 as evaluations do, with the clip's speed or at rest, where they may begin
+# anywhere.
+FIRST, AT_REST = 0.2, 0.1
+CATCH_UP = 1.0  # s in which a robot that began at rest may be far from the clip's pose
 MIN_TICKS = 10  # of an episode that begins late in a clip that does not loop
 CLOCK_FREQUENCIES = (0.5, 1.0, 2.0, 4.0)  # Hz; the gaits of robots lie in this range
 HARMONICS = (1, 2, 3, 4)  # of the period of a clip that loops
@@ -36,8 +39,9 @@ class ImitationConfig:
         ValueError: a value out of range.
     """
 
-    # Where training begins: at rest in the start pose; at frame 0, or any frame, with the speed of the clip there.
-    # auto: anywhere, and around the pose of the clip, if the reference has a motion; otherwise rest and stand.
+    # Where training begins: at rest (standing; in the start pose, if the reference has no motion); at frame 0, or any
+    # frame, in the pose and with the speed of the clip there. auto: anywhere, and targets around the pose of the clip,
+    # if the reference has a motion; otherwise rest and stand.
     starts: Literal["auto", "rest", "first", "anywhere"] = "auto"
     targets: Literal["auto", "stand", "clip"] = "auto"  # around which pose the position targets of the servos lie
     lost_iou: float = 0.0  # mask IoU below which a robot counts as fallen
@@ -138,12 +142,15 @@ class ImitationEnv(VmapWrapper):
         """The first states, at the frames of the reference that the settings name; `key` is [N]."""
         if self.reference is None:
             return super().reset(key)
-        frame, start = self._first_frames(key), ()
-        if self.config.starts != "rest":
+        (frame, at_rest), start = self._first_frames(key), ()
+        if self.motion is not None:
             # The camera follows along x, so every episode may begin at x = 0.
-            start = self.motion[frame].at[:, 0].set(0.0), self.motion_velocity[frame]
+            pose, still = self.motion[frame].at[:, 0].set(0.0), at_rest[:, None]
+            pose = jnp.where(still, jnp.asarray(self.env.default_qpos), pose)
+            start = pose, jnp.where(still, 0.0, self.motion_velocity[frame])
         state = jax.vmap(self.env.for_batch(len(key)).reset)(key, *start)
         info = state.info | {"clock": frame * self.control_steps_per_tick}
+        info["catch_up"] = jnp.where(at_rest, round(CATCH_UP / self.dt), 0)  # control steps that are left for it
         if self.encoder is not None:
             # As on the reference's side: before the first frame of a clip stands the first frame again.
             back = jnp.arange(1 - self.encoder.num_frames, 1)
@@ -157,8 +164,8 @@ class ImitationEnv(VmapWrapper):
         if self.reference is None:
             return super().step(state, action)
         previous_action, clock = state.info["last_action"], state.info["clock"] + 1
-        own = {name: state.info[name] for name in state.info if name not in ("clock", "clip")}
-        clip = state.info.get("clip")
+        own = {name: state.info[name] for name in state.info if name not in ("clock", "clip", "catch_up")}
+        clip, catch_up = state.info.get("clip"), jnp.maximum(state.info["catch_up"] - 1, 0)
         targets = self.targets(clock)
         state = self._step(state.replace(info=own), action, *(() if targets is None else (targets,)))
         terms = self._regularizers(state, action, previous_action)
@@ -172,7 +179,7 @@ class ImitationEnv(VmapWrapper):
         scale = jnp.where(tick, float(self.control_steps_per_tick), 0.0)
         total, logged = rewards.combine(terms | image_terms, self.reward, image_scale=scale)
         lost |= tick & (image_terms["mask"] < self.config.lost_iou)
-        fall = (state.metrics["fall"] > 0) | lost
+        fall = (state.metrics["fall"] > 0) | (lost & (catch_up == 0))
         logged = {name: jnp.where(fall, 0.0, value) for name, value in logged.items()}
         ended = (
             clock >= (self.clip_length - 1) * self.control_steps_per_tick
@@ -184,7 +191,7 @@ class ImitationEnv(VmapWrapper):
             reward=jnp.where(fall, 0.0, total),
             terminated=fall | ended,
             metrics=state.metrics | logged | {"fall": fall.astype(jnp.float32)},
-            info=state.info | {"clock": clock} | ({} if clip is None else {"clip": clip}),
+            info=state.info | {"clock": clock, "catch_up": catch_up} | ({} if clip is None else {"clip": clip}),
         )
 
     def on_reset(self, fresh: State, state: State) -> State:
@@ -284,15 +291,16 @@ class ImitationEnv(VmapWrapper):
         part = jnp.arange(self.control_steps_per_tick)[None, :, None] / self.control_steps_per_tick
         return ((1 - part) * ticks[:, None] + part * following[:, None]).reshape(-1, ticks.shape[-1])
 
-    def _first_frames(self, key: Key[Array, " N"]) -> Int[Array, " N"]:
+    def _first_frames(self, key: Key[Array, " N"]) -> tuple[Int[Array, " N"], Bool[Array, " N"]]:
+        """Frames of the reference where episodes begin, and whether they begin at rest there."""
         if self.config.starts != "anywhere":
-            return jnp.zeros(len(key), jnp.int32)
+            return jnp.zeros(len(key), jnp.int32), jnp.full(len(key), self.config.starts == "rest")
         latest = self.clip_length if self.reference.loop else max(1, self.clip_length - MIN_TICKS)
 
-        def draw(key: PRNGKeyArray) -> Int[Array, ""]:
+        def draw(key: PRNGKeyArray) -> tuple[Int[Array, ""], Bool[Array, ""]]:
             key_where, key_frame = jax.random.split(jax.random.fold_in(key, 1))
-            somewhere = jax.random.randint(key_frame, (), 0, latest)
-            return jnp.where(jax.random.uniform(key_where) < FIRST, 0, somewhere)
+            somewhere, where = jax.random.randint(key_frame, (), 0, latest), jax.random.uniform(key_where)
+            return jnp.where(where < FIRST + AT_REST, 0, somewhere), where < AT_REST
 
         return jax.vmap(draw)(key)
 

@@ -1,18 +1,21 @@
 """The host side of a training run: its folder, what it prints, its checkpoints. Nothing here is compiled.
 
 A run folder holds `run.json` (robot, versions), `config.json`, `reference/`, `metrics.jsonl`, `tensorboard/`,
-`checkpoints/`, `evaluation.json`, `curves.png` and `comparison.mp4`.
+`checkpoints/`, `evaluation.json`, `curves.png`, `comparison.mp4` and `report.html`.
 """
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import platform
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import rich.markup
@@ -24,6 +27,7 @@ from nil_jax.checkpoint import Checkpoints
 from nil_jax.config import Config, differences, load_config, save_config
 from nil_jax.envs import RobotEnv, make
 from nil_jax.envs.physics import OVERFLOW
+from nil_jax.envs.robot import DIVERGED
 from nil_jax.learning import ActorCritic, make_actor_critic, make_policy
 from nil_jax.metrics import MetricsLog, read_metrics
 from nil_jax.reference import Reference
@@ -31,6 +35,29 @@ from nil_jax.rollout import ImitationEnv
 
 LINE_EVERY = 30.0  # s; how often a run tells where it is if its output is no terminal, where a bar cannot move
 PACKAGES = ("nil-jax", "jax", "jaxlib", "mujoco", "mujoco-mjx", "flax", "optax", "brax", "flashbax", "numpy")
+
+
+class Stop:
+    """While active, the first Ctrl-C, or a scheduler's SIGTERM, only asks for a stop; the next one stops at once."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.asked, self._say = False, say
+
+    def __enter__(self) -> "Stop":
+        # Python lets only the main thread handle signals; in others they work as before.
+        listens = threading.current_thread() is threading.main_thread()
+        self._before = {sign: signal.signal(sign, self._ask) for sign in (signal.SIGINT, signal.SIGTERM) if listens}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for sign, handler in self._before.items():
+            signal.signal(sign, handler)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self._say("stopping, with a checkpoint, as soon as the running steps are done; again to stop at once")
 
 
 class Run:
@@ -43,9 +70,10 @@ class Run:
         self.reference, self.renderer = (saved.reference, saved.renderer) if saved else (None, None)
         self._metrics: MetricsLog | None = None
         self._checkpoints: Checkpoints | None = None
+        self._lock: IO | None = None
         self._bar: Progress | None = None
         self._said = time.perf_counter()
-        self._overflowed = False
+        self._warned: set[str] = set()
 
     @classmethod
     def open(cls, output: str | Path | None, config: Config, env: Any, *, resume: bool, progress: bool) -> "Run":
@@ -70,6 +98,7 @@ class Run:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder / "run.json")
         if not self.resume:
             save_config(self.config, self.folder / "config.json")
             about = {**self.robot, "renderer": renderer, "versions": versions(), "device": device_name()}
@@ -105,13 +134,18 @@ class Run:
         """One row of metrics behind each compiled call."""
         if self._metrics is not None:
             self._metrics.write(step, {**metrics, "sps": sps})
-        if metrics.get(OVERFLOW, 0.0) > 0 and not self._overflowed:
-            self._overflowed = True
-            margin = self.config.env.buffer_margin
-            self.say(
-                f"warning: contacts did not fit into the buffers of Warp's physics in {metrics[OVERFLOW]:.1%} of the "
-                f"steps and were lost; start again with --buffer-margin {2 * margin:g}"
-            )
+        self._warn(
+            metrics,
+            OVERFLOW,
+            "contacts did not fit into the buffers of Warp's physics in {:.1%} of the steps and were lost; start again "
+            f"with --buffer-margin {2 * self.config.env.buffer_margin:g}",
+        )
+        self._warn(
+            metrics,
+            DIVERGED,
+            "the physics was not finite in {:.2%} of the steps, which ended those episodes; if it goes on, start again "
+            f"with --sim-dt {self.config.env.sim_dt / 2:g}",
+        )
         parts = [f"{sps:,.0f} steps/s"]
         if "episode_return" in metrics:
             parts.append(f"return {metrics['episode_return']:.1f}")
@@ -123,43 +157,59 @@ class Run:
             self._said = time.perf_counter()
             self.say(f"step {step:,}: " + "  ".join(parts))
 
+    def _warn(self, metrics: Mapping[str, float], name: str, line: str) -> None:
+        """Says a line once, when a share of steps is first above zero."""
+        if metrics.get(name, 0.0) > 0 and name not in self._warned:
+            self._warned.add(name)
+            self.say(f"warning: {line.format(metrics[name])}")
+
     def checkpoint(self, step: int, state: Any, evaluation: Mapping[str, float]) -> None:
         """Saves the state and the evaluation that belongs to it."""
         self.say(f"step {step:,}: " + ", ".join(f"{name} {evaluation[name]:.2f}" for name in _shown(evaluation)))
         if self.folder is None:
             return
         self._metrics.write(step, {f"evaluation/{name}": value for name, value in evaluation.items()})
-        self._checkpoints.save(step, _parts(state, self.config.train.checkpoint_replay))
+        self.save(step, state)
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves the state, unless that of this step is saved already."""
+        if self.folder is not None and self._checkpoints.latest != step:
+            self._checkpoints.save(step, _parts(state, self.config.train.checkpoint_replay))
 
     def interrupted(self) -> str:
         """What to tell on Ctrl-C."""
-        if self._checkpoints is None:
-            return "stopped"
-        last = self._checkpoints.latest
-        kept = f"the newest checkpoint is that of step {last:,}" if last else "no checkpoint was saved yet"
-        return f"stopped; {kept}; go on from there with --resume"
+        return f"stopped; {self._kept}; go on from there with --resume"
 
     def divergence(self) -> str:
         """What to tell when the learner diverges."""
+        return f"the learner diverged (a loss is not finite); {self._kept}; try a lower --critic-lr and --actor-lr"
+
+    def unwritable(self, error: OSError) -> str:
+        """What to tell when a file of the run cannot be written, as on a full disk."""
+        return f"output: expected to write to {self.folder}, got: {error}; {self._kept}; go on with --resume"
+
+    @property
+    def _kept(self) -> str:
         last = self._checkpoints.latest if self._checkpoints else None
-        kept = f"the checkpoint of step {last:,} is kept" if last else "no checkpoint was saved yet"
-        return f"the learner diverged (a loss is not finite); {kept}; try a lower --critic-lr and --actor-lr"
+        return f"the newest checkpoint is that of step {last:,}" if last else "no checkpoint was saved yet"
 
     def finish(self, evaluation: Mapping[str, Mapping[str, float]]) -> None:
         """Stops the bar, prints the evaluation, writes it and the curves."""
-        from nil_jax.report import write_curves
+        from nil_jax.report import curves
 
         self._stop_bar()
         self.console.print(evaluation_table(evaluation))
         if self.folder is None:
             return
         (self.folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n")
-        write_curves(self.folder / "curves.png", read_metrics(self.folder))
+        picture = curves(read_metrics(self.folder))
+        if picture is not None:
+            (self.folder / "curves.png").write_bytes(picture)
 
     def close(self) -> None:
         """Frees files; safe to call in any state."""
         self._stop_bar()
-        for resource in (self._metrics, self._checkpoints):
+        for resource in (self._metrics, self._checkpoints, self._lock):
             if resource is not None:
                 resource.close()
 
@@ -275,6 +325,23 @@ def device_name() -> str:
     """The accelerator's name, or the CPU with its number of devices."""
     device = jax.devices()[0]
     return device.device_kind if device.platform != "cpu" else f"cpu ({platform.machine()})"
+
+
+def _locked(path: Path) -> IO:
+    """The file, held until it is closed or the process ends, however it ends.
+
+    Raises:
+        ValueError: Another process holds it.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(
+            f"output: expected a folder that no run writes to, got {path.parent}, where one is at work; choose another"
+        ) from None
+    return file
 
 
 def _shown(evaluation: Mapping[str, float]) -> list[str]:

@@ -40,10 +40,10 @@ from nil_jax.reference import (
     tempo_hint,
     with_embeddings,
 )
-from nil_jax.report import PANEL, write_comparison
+from nil_jax.report import PANEL, write_comparison, write_report
 from nil_jax.rewards import Encoder
 from nil_jax.rollout import ImitationEnv, collect
-from nil_jax.run import Run
+from nil_jax.run import Run, Stop
 from nil_jax.types import Transition
 
 CALLS = 200  # the compiled loop returns to the host about this often in a run, to show progress and to log
@@ -195,6 +195,7 @@ def train(
     Raises:
         ValueError: a setting, a clip or a folder that does not fit, with what to do.
         FloatingPointError: the learner diverged; the last good checkpoint is kept and named.
+        OSError: the run's folder cannot be written; the same.
     """
     config = (config or Config()).with_fields(**overrides)
     if isinstance(env, str):
@@ -218,6 +219,8 @@ def train(
     except KeyboardInterrupt:
         run.say(run.interrupted())
         raise
+    except OSError as error:
+        raise OSError(run.unwritable(error)) from error
     finally:
         run.close()
 
@@ -294,18 +297,22 @@ def _train(program: Program, config: Config, run: Run) -> TrainingResult:
     state, done = run.restore(jax.jit(program.init)(jax.random.key(seed)))
     run.begin(done, total)
     episodes = None
-    while done < total:
-        started = time.perf_counter()
-        state, metrics = call(state)
-        metrics = _summary(jax.device_get(metrics))
-        evals_before, evals = (n * config.train.num_evals // total for n in (done, done + steps_per_call))
-        done += steps_per_call
-        run.log(done, metrics, steps_per_call / (time.perf_counter() - started))
-        if not np.isfinite(metrics.get("learner/critic_loss", 0.0)):
-            raise FloatingPointError(run.divergence())
-        if evals > evals_before:
-            episodes = evaluate(state.learner, untrained)
-            run.checkpoint(done, state, evaluation.summary(episodes)["policy"])
+    with Stop(run.say) as stop:
+        while done < total:
+            started = time.perf_counter()
+            state, metrics = call(state)
+            metrics = _summary(jax.device_get(metrics))
+            evals_before, evals = (n * config.train.num_evals // total for n in (done, done + steps_per_call))
+            done += steps_per_call
+            run.log(done, metrics, steps_per_call / (time.perf_counter() - started))
+            if not np.isfinite(metrics.get("learner/critic_loss", 0.0)):
+                raise FloatingPointError(run.divergence())
+            if evals > evals_before:
+                episodes = evaluate(state.learner, untrained)
+                run.checkpoint(done, state, evaluation.summary(episodes)["policy"])
+            if stop.asked:
+                run.save(done, state)
+                raise KeyboardInterrupt
     if episodes is None:  # the run had ended before
         episodes = evaluate(state.learner, untrained)
     rows = evaluation.summary(episodes)
@@ -313,6 +320,8 @@ def _train(program: Program, config: Config, run: Run) -> TrainingResult:
     if run.folder is not None and env.reference is not None:
         pictures = evaluation.episode_pictures(env, episodes["policy"], PANEL)
         write_comparison(run.folder / "comparison.mp4", env.reference, pictures)
+    if run.folder is not None:
+        write_report(run.folder)
     policy = make_policy(program.actor_critic, state.learner, deterministic=True)
     return TrainingResult(policy, rows, state.learner, env.reference, run.folder)
 

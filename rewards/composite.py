@@ -34,11 +34,11 @@ class RewardConfig:
     soft_mask_weight: float = 0.0
     outline_weight: float = 5.0
     pose_weight: float = 2.0  # off without a motion of the reference, as travel is
-    travel_weight: float = 1.0
+    travel_weight: float = 2.0
     torque_weight: float = 0.1
     action_rate_weight: float = 0.1
     velocity_weight: float = 0.1
-    foot_slip_weight: float = 1.0
+    foot_slip_weight: float = 2.0
     tilt_weight: float = 0.2
     video_similarity: Literal["auto", "cosine", "l2"] = "auto"  # auto: what the encoder is made for
     video_l2_scale: float = 10.0  # units of the embedding; auto brings the encoder's own

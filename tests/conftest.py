@@ -153,3 +153,17 @@ def tiny_reference(tiny_env):
         loop=False,
         provenance={"robot": tiny_env.spec.name, "fingerprint": tiny_env.fingerprint},
     )
+
+
+@pytest.fixture(scope="session")
+def clip(tiny_reference, tmp_path_factory):
+    """A video of the tiny robot."""
+    import numpy as np
+    from PIL import Image
+
+    from nil_jax.reference import write_video
+
+    path = tmp_path_factory.mktemp("clip") / "swing.mp4"
+    frames = np.stack([np.asarray(Image.fromarray(f).resize((128, 128))) for f in tiny_reference.frames])
+    write_video(path, frames, 25.0)
+    return path

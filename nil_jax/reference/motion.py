@@ -100,9 +100,7 @@ def fit_motion(
     drift -= drift[0]
     body, qpos = Body(env), problem.poses(theta)
     qpos[:, 2] -= body.kinematics(qpos)[2]
-    # Where both feet are low, a small error of the fit decides which one seems to hold: single steps are far off.
-    steps = median_filter(travelled(body, qpos, loop=loop), PACE, mode="wrap" if loop else "nearest")
-    qpos[1:, 0] = np.cumsum(steps[:-1])
+    qpos[1:, 0] = np.cumsum(evened(travelled(body, qpos, loop=loop), loop=loop)[:-1])
     return Motion(qpos, drift[:, SCALE : DOWN + 1])
 
 
@@ -154,6 +152,14 @@ def travelled(body: Body, qpos: Float[np.ndarray, "T nq"], *, loop: bool = False
     if not loop and len(steps) > 1:
         steps[-1] = steps[-2]
     return steps
+
+
+def evened(steps: Float[np.ndarray, " T"], *, loop: bool = False) -> Float[np.ndarray, " T"]:
+    """A running median of the steps of `travelled` on fitted poses.
+
+    Where both feet are low, a small error of the fit decides which one seems to hold: single steps are far off.
+    """
+    return median_filter(steps, PACE, mode="wrap" if loop else "reflect")
 
 
 def velocities(

@@ -5,26 +5,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from short_run import TRAIN_FLAGS
 
 import nil_jax
 from nil_jax import cli
 from nil_jax.reference import read_video, write_video
-
-SETTINGS = {
-    "num-timesteps": 128,
-    "num-envs": 8,
-    "num-evals": 1,
-    "num-eval-envs": 2,
-    "learning-starts": 32,
-    "batch-size": 16,
-    "grad-updates-per-step": 1,
-    "actor-hidden": 8,
-    "critic-hidden": 8,
-    "mask-size": 32,
-    "frame-size": 32,
-    "video-weight": 0.0,  # the student takes long to compile
-}
-TRAIN_FLAGS = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
 
 
 def run(*argv: str) -> int:
@@ -34,14 +19,6 @@ def run(*argv: str) -> int:
     except SystemExit as stop:
         return stop.code or 0
     return 0
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_reference, tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip") / "swing.mp4"
-    frames = np.stack([np.asarray(Image.fromarray(f).resize((128, 128))) for f in tiny_reference.frames])
-    write_video(path, frames, 25.0)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -133,13 +133,16 @@ def moving_reference(tiny_env, tiny_reference):
 
 def test_episodes_start_anywhere_in_the_clip_with_the_speed_that_it_has_there(tiny_env, moving_reference):
     env = ImitationEnv(tiny_env, moving_reference, config=ImitationConfig(starts="anywhere"))
-    state = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 32))
+    state = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 64))
     frame = np.asarray(state.info["clock"]) // env.control_steps_per_tick
     assert len(set(frame.tolist())) > 10 and (np.asarray(state.info["clock"]) % env.control_steps_per_tick == 0).all()
     noise = tiny_env.config.reset_noise
-    np.testing.assert_allclose(state.data.qpos[:, 7:], moving_reference.motion[frame, 7:], atol=noise)
+    still = np.asarray(state.info["catch_up"]) > 0
+    assert 0 < still.sum() < (frame == 0).sum() < 32 and not frame[still].any()  # at rest, and at frame 0
+    poses = np.where(still[:, None], tiny_env.default_qpos, moving_reference.motion[frame])
+    np.testing.assert_allclose(state.data.qpos[:, 7:], poses[:, 7:], atol=noise)
     expected = velocities(tiny_env.mj_model, moving_reference.motion, 1 / 25, loop=True)[frame]
-    np.testing.assert_allclose(state.data.qvel, expected, atol=noise + 1e-5)
+    np.testing.assert_allclose(state.data.qvel, np.where(still[:, None], 0.0, expected), atol=noise + 1e-5)
     assert not np.asarray(state.data.qpos[:, 0]).any()
     iou = rewards.mask_iou(env.masks(state), jnp.asarray(moving_reference.masks[frame]))
     assert float(iou.mean()) > 0.85 and float(iou.min()) > 0.75  # reset noise, on 32 px
@@ -202,6 +205,17 @@ def test_motion_terms_and_lost_poses_are_those_of_the_keypoints(tiny_env, moving
     assert ended
     at_rest = jax.jit(env.from_the_start(at_rest=True).step)(state, jnp.ones((2, 2)))
     assert not np.asarray(at_rest.terminated).any()
+
+
+def test_a_robot_that_begins_at_rest_stands_and_has_time_to_catch_up(tiny_env, moving_reference):
+    config = ImitationConfig(starts="rest", lost_pose=1e-3)
+    env = ImitationEnv(tiny_env, moving_reference, RewardConfig(video_weight=0.0), config=config)
+    state, step = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 2)), jax.jit(env.step)
+    np.testing.assert_allclose(state.data.qpos, [tiny_env.default_qpos] * 2, atol=tiny_env.config.reset_noise + 1e-3)
+    assert (np.asarray(state.info["catch_up"]) == 50).all()  # 1 s
+    state = step(state.replace(info=state.info | {"catch_up": jnp.array([2, 3])}), jnp.ones((2, 2)))
+    assert not np.asarray(state.terminated).any() and np.asarray(state.reward > 0).all()
+    np.testing.assert_array_equal(step(state, jnp.ones((2, 2))).terminated, [True, False])
 
 
 def test_imitation_settings_out_of_range_are_refused(tiny_env, tiny_reference):

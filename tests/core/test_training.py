@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import re
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +13,9 @@ import pytest
 
 import nil_jax
 from nil_jax import training
+from nil_jax.checkpoint import Checkpoints
 from nil_jax.rewards import Encoder
-from nil_jax.run import Run, SavedRun
+from nil_jax.run import Run, SavedRun, Stop
 
 SETTINGS = {
     "num_timesteps": 64 * 8,
@@ -40,7 +44,7 @@ def whole(tiny_env, tiny_reference, tmp_path_factory):
 def test_a_run_folder_holds_what_it_should(whole):
     names = {path.name for path in whole.folder.iterdir()}
     expected = {"config.json", "run.json", "reference", "metrics.jsonl", "tensorboard", "checkpoints"}
-    assert names == expected | {"evaluation.json", "curves.png", "comparison.mp4"}
+    assert names == expected | {"evaluation.json", "curves.png", "comparison.mp4", "report.html"}
     rows = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == SETTINGS["num_timesteps"]
     assert {"sps", "reward/mask", "episode_return", "learner/critic_loss", "falls"} <= set().union(*rows)
@@ -80,6 +84,81 @@ def test_a_run_that_was_killed_resumes_bit_equal(whole, tiny_env, tiny_reference
     for ours, theirs in zip(jax.tree.leaves(resumed.learner), jax.tree.leaves(whole.learner), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert resumed.evaluation == whole.evaluation
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_bit_equal(
+    sign, whole, tiny_env, tiny_reference, tmp_path, monkeypatch
+):
+    folder, log, logged = tmp_path / "run", Run.log, []
+
+    def log_and_interrupt(run, step, *args):
+        log(run, step, *args)
+        logged.append(step)
+        if len(logged) == 3:
+            os.kill(os.getpid(), sign)
+
+    before = signal.getsignal(sign)
+    monkeypatch.setattr(Run, "log", log_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_env, tiny_reference, folder)
+    assert signal.getsignal(sign) == before
+    monkeypatch.setattr(Run, "log", log)
+    assert len(logged) == 3 and SavedRun.load(folder).step == logged[-1] < SETTINGS["num_timesteps"]
+    resumed = train(tiny_env, None, folder, resume=True)
+    jax.tree.map(np.testing.assert_array_equal, resumed.learner, whole.learner)
+
+
+def test_a_full_disk_is_told_and_loses_nothing(tiny_env, tiny_reference, whole, tmp_path, monkeypatch):
+    save, saved = Checkpoints.save, []
+
+    def save_once(checkpoints, step, parts):
+        if saved:
+            raise OSError(28, "No space left on device")
+        saved.append(step)
+        save(checkpoints, step, parts)
+
+    monkeypatch.setattr(Checkpoints, "save", save_once)
+    with pytest.raises(
+        OSError, match=r"No space left on device; the newest checkpoint is that of step 256; go on with"
+    ):
+        train(tiny_env, tiny_reference, tmp_path / "run")
+    monkeypatch.setattr(Checkpoints, "save", save)
+    resumed = train(tiny_env, None, tmp_path / "run", resume=True)
+    jax.tree.map(np.testing.assert_array_equal, resumed.learner, whole.learner)
+
+
+def test_two_runs_do_not_share_a_folder(tiny_env, tmp_path):
+    first, second = (
+        Run.open(tmp_path / "run", nil_jax.Config(), tiny_env, resume=False, progress=False) for _ in range(2)
+    )
+    first.start(None, None)
+    before = (tmp_path / "run" / "run.json").read_text()
+    with pytest.raises(ValueError, match="expected a folder that no run writes to"):
+        second.start(None, None)
+    first.close()
+    assert json.loads(before) and (tmp_path / "run" / "run.json").read_text() == before
+    again = Run.open(tmp_path / "run", nil_jax.Config(), tiny_env, resume=True, progress=False)
+    again.start(None, None)
+    again.close()
+
+
+def test_lost_contacts_and_broken_physics_are_told_once(tiny_env, capsys):
+    run = Run.open(None, nil_jax.Config(), tiny_env, resume=False, progress=True)
+    run.begin(0, 10)
+    for share in (0.0, 0.25, 0.5):
+        run.log(1, {"falls": 0.0, "physics_diverged": share, "buffer_overflow": share}, 1.0)
+    run.close()
+    said = capsys.readouterr().err
+    assert said.count("the physics was not finite in 25.00% of the steps") == said.count("--sim-dt 0.002") == 1
+    assert said.count("were lost") == said.count("--buffer-margin 4") == 1
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), Stop(lambda line: None) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_training_step_is_compiled_once_and_leaves_its_input_alone(tiny_env, tiny_reference):
@@ -171,7 +250,7 @@ def test_a_diverging_learner_stops_with_the_last_checkpoint_named(tiny_env, tiny
         return summary(metrics) | ({"learner/critic_loss": float("nan")} if len(calls) > 20 else {})
 
     monkeypatch.setattr(training, "_summary", poisoned)
-    with pytest.raises(FloatingPointError, match="the checkpoint of step 256 is kept"):
+    with pytest.raises(FloatingPointError, match="the newest checkpoint is that of step 256"):
         train(tiny_env, tiny_reference, tmp_path / "run")
 
 
@@ -181,3 +260,10 @@ def test_a_loss_that_is_nan_from_the_start_of_a_call_is_seen():
     assert training._summary(metrics)["learner/critic_loss"] == 2.0  # the replay was still being filled at first
     metrics["learner/critic_loss"][1] = np.nan
     assert np.isnan(training._summary(metrics)["learner/critic_loss"])
+
+
+def test_the_report_stands_alone(whole):
+    page = (whole.folder / "report.html").read_text()
+    assert "data:video/mp4" in page and page.count("data:image/png") == 2
+    assert not re.search("(src|href)=.(?!data:)|http", page)
+    assert all(text in page for text in ("zero action", "num_timesteps = ", "jaxlib = ", "tiny"))

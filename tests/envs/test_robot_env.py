@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from mujoco import mjx
 
 from nil_jax import envs
 from nil_jax.envs import AutoResetWrapper, EnvConfig, VmapWrapper
@@ -35,7 +36,7 @@ def test_steps_follow_the_c_engine(tiny_env, stepped, where, height, amplitude):
     for _ in range(5):
         action = rng.uniform(-amplitude, amplitude, 2).astype(np.float32)
         state = step(state, jnp.asarray(action))
-        data.ctrl[:] = tiny_env.default_qpos[7:] + tiny_env.config.action_scale * action
+        data.ctrl[:] = tiny_env.default_qpos[7:] + tiny_env.action_scale * action
         for _ in range(tiny_env.config.n_substeps):
             mujoco.mj_step(tiny_env.mj_model, data)
     np.testing.assert_allclose(state.data.qpos, data.qpos, atol=TRAJECTORY_TOLERANCE[where])
@@ -96,6 +97,7 @@ def test_a_nan_in_the_physics_ends_the_episode_and_stays_out_of_the_outputs(tiny
     state = stepped[0](state.replace(data=state.data.replace(qvel=state.data.qvel * jnp.nan)), jnp.zeros(2))
     assert bool(state.terminated)
     assert np.isfinite(state.obs).all() and float(state.reward) == 0.0
+    assert float(state.metrics["physics_diverged"]) == 1.0
 
 
 def test_a_foot_that_is_dragged_slips(tiny_env, stepped):
@@ -105,6 +107,20 @@ def test_a_foot_that_is_dragged_slips(tiny_env, stepped):
     data = state.data.replace(qvel=state.data.qvel.at[0].set(1.0))
     dragged = step(state.replace(data=data), jnp.zeros(2))
     assert float(standing.metrics["foot_slip_speed"]) < 0.1 < float(dragged.metrics["foot_slip_speed"])
+
+
+def test_a_foot_touches_the_floor_where_mujoco_has_a_contact_and_for_a_whole_step(tiny_env, stepped):
+    step, reset = stepped
+    state = step(reset(jax.random.key(0)), jnp.zeros(2))
+    data = mujoco.MjData(tiny_env.mj_model)
+    for height in (0.0, 0.004):
+        data.qpos[:], data.qpos[2] = state.data.qpos, state.data.qpos[2] + height
+        mujoco.mj_forward(tiny_env.mj_model, data)
+        raised = state.data.replace(qpos=jnp.asarray(data.qpos, jnp.float32), qvel=jnp.zeros_like(state.data.qvel))
+        found = tiny_env._state(mjx.kinematics(tiny_env.mjx_model, raised), state.info, {})
+        assert bool(found.info["foot_contact"].max()) == (data.ncon > 0) == (height == 0)
+    landed = step(state.replace(info=state.info | {"foot_height": state.info["foot_height"] + 0.05}), jnp.zeros(2))
+    assert not np.asarray(landed.info["foot_contact"]).any() and not float(landed.metrics["foot_slip_speed"])
 
 
 def test_batched_reset_and_restart_keep_the_true_last_observation(tiny_path):

@@ -43,7 +43,7 @@ def test_every_environment_follows_the_c_engine(env, batch, where, height, ampli
         actions = rng.uniform(-amplitude, amplitude, (NUM_ENVS, 2)).astype(np.float32)
         state = step(state, jnp.asarray(actions))
         for data, action in zip(oracles, actions, strict=True):
-            data.ctrl[:] = env.default_qpos[7:] + env.config.action_scale * action
+            data.ctrl[:] = env.default_qpos[7:] + env.action_scale * action
             for _ in range(env.config.n_substeps):
                 mujoco.mj_step(env.mj_model, data)
     expected = np.stack([data.qpos for data in oracles])
@@ -74,7 +74,7 @@ def test_only_what_belongs_to_one_environment_is_exchanged_at_a_restart(batch):
 
 
 def test_buffers_hold_what_a_tumbling_robot_needs(env, batch):
-    bounds = env.default_qpos[7:, None] + env.config.action_scale * np.array([[-1.0, 1.0]])
+    bounds = env.default_qpos[7:, None] + env.action_scale * np.array([[-1.0, 1.0]])
     contacts, rows = physics.tumble(env.mj_model, env.default_qpos, bounds)
     assert contacts >= 4  # the ends of two capsules that lie on the floor
     assert rows >= ROWS_OF_A_CONTACT * contacts

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nil_jax.envs import Body
-from nil_jax.reference.motion import fit_motion, steadied, travelled, velocities
+from nil_jax.reference.motion import evened, fit_motion, steadied, travelled, velocities
 from nil_jax.rendering import make_scene, render_masks
 
 TICKS, RATE = 14, 25.0
@@ -101,3 +101,12 @@ def test_a_loop_has_no_jump_at_its_seam(tiny_env):
     np.testing.assert_allclose(found[:, 0], 1.0, atol=1e-5)
     expected = 0.3 * np.sin(2 * np.pi / 12) / 0.04 * np.cos(phase)  # the central difference of a sine
     np.testing.assert_allclose(found[:, 6], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+@pytest.mark.parametrize("where", [0, 30, 59])
+def test_single_steps_that_are_far_off_do_not_count(loop, where):
+    steps = 0.04 + 0.005 * np.sin(np.arange(60))
+    assert abs(evened(steps, loop=loop) - 0.04).max() < 0.003
+    steps[max(0, where - 2) : where + 3] = -1.0
+    assert abs(evened(steps, loop=loop) - 0.04).max() < 0.004
