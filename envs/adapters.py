@@ -18,9 +18,14 @@ class BraxEnv(Env):
     Args:
         env: not wrapped: `brax.envs.get_environment(name)` or `mujoco_playground.registry.load(name)`.
         episode_length: control steps until truncation.
+
+    Raises:
+        ValueError: An episode without a step.
     """
 
     def __init__(self, env: Any, episode_length: int = 1000):
+        if episode_length < 1:
+            raise ValueError(f"episode_length: expected an integer >= 1, got {episode_length}")
         self.env, self.episode_length = env, episode_length
         size = env.observation_size
         size = size["state"] if isinstance(size, dict) else size

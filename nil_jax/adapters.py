@@ -96,10 +96,15 @@ def as_gymnasium(env: Env, num_envs: int, seed: int = 0) -> Any:
         seed: of the first `reset` that names none.
 
     Raises:
-        ImportError: Gymnasium is not installed.
+        ValueError: No environment is asked for, or Gymnasium is not installed.
     """
-    import gymnasium
-    from gymnasium.vector import AutoresetMode
+    if num_envs < 1:
+        raise ValueError(f"num_envs: expected an integer >= 1, got {num_envs}")
+    try:
+        import gymnasium
+        from gymnasium.vector import AutoresetMode
+    except ImportError:
+        raise ValueError("gymnasium: expected the package, got none; type: pip install gymnasium") from None
 
     batch = _batch(env)
     reset, step = jax.jit(batch.reset), jax.jit(lambda state, action: _step(batch, state, action))
@@ -127,6 +132,9 @@ def as_gymnasium(env: Env, num_envs: int, seed: int = 0) -> Any:
             """Observations, rewards, terminated, truncated, infos."""
             if self._state is None:
                 raise ValueError("step: expected a reset before it, got none; type: env.reset()")
+            expected = (num_envs, batch.action_size)
+            if np.shape(actions) != expected:
+                raise ValueError(f"actions: expected {expected}, got {np.shape(actions)}")
             self._state = state = step(self._state, jnp.asarray(actions, jnp.float32))
             values = jax.device_get((state.obs, state.reward, state.terminated, state.truncated, state.metrics))
             *outputs, metrics = values

@@ -178,20 +178,22 @@ class Run:
 
     def interrupted(self) -> str:
         """What to tell on Ctrl-C."""
-        return f"stopped; {self._kept}; go on from there with --resume"
+        return f"stopped; {self._kept}"
 
     def divergence(self) -> str:
         """What to tell when the learner diverges."""
-        return f"the learner diverged (a loss is not finite); {self._kept}; try a lower --critic-lr and --actor-lr"
+        return f"the learner diverged (a loss is not finite); {self._kept}, and lower --critic-lr and --actor-lr"
 
     def unwritable(self, error: OSError) -> str:
         """What to tell when a file of the run cannot be written, as on a full disk."""
-        return f"output: expected to write to {self.folder}, got: {error}; {self._kept}; go on with --resume"
+        return f"output: expected to write to {self.folder}, got: {error}; {self._kept}"
 
     @property
     def _kept(self) -> str:
         last = self._checkpoints.latest if self._checkpoints else None
-        return f"the newest checkpoint is that of step {last:,}" if last else "no checkpoint was saved yet"
+        if not last:
+            return "no checkpoint was saved yet"
+        return f"the newest checkpoint is that of step {last:,}; go on from there with --resume"
 
     def finish(self, evaluation: Mapping[str, Mapping[str, float]]) -> None:
         """Stops the bar, prints the evaluation, writes it and the curves."""

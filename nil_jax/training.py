@@ -220,6 +220,8 @@ def train(
         run.say(run.interrupted())
         raise
     except OSError as error:
+        if run.folder is None or isinstance(error, BrokenPipeError):  # nothing is written, or the reader has gone
+            raise
         raise OSError(run.unwritable(error)) from error
     finally:
         run.close()

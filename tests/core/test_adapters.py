@@ -84,7 +84,11 @@ def test_gymnasium_sees_arrays_and_true_last_observations(imitation):
     assert isinstance(env, gymnasium.vector.VectorEnv)
     with pytest.raises(ValueError, match="step: expected a reset"):
         env.step(np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="num_envs: expected an integer >= 1, got 0"):
+        as_gymnasium(imitation, 0)
     first, _ = env.reset(seed=5)
+    with pytest.raises(ValueError, match=r"actions: expected \(3, 2\), got \(2,\)"):
+        env.step(np.zeros(2))
     again, _ = env.reset(seed=5)
     other, _ = env.reset()
     np.testing.assert_array_equal(first, again)

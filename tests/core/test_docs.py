@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_understood(page):
     for argv in commands(page):
-        cli._parsed(argv)
+        assert callable(cli._parsed(argv))
 
 
 def test_commands_are_found():
@@ -37,9 +38,18 @@ def test_commands_are_found():
     assert named == set(cli.COMMANDS)
 
 
+@pytest.fixture(scope="module")
+def prepared(tiny_path, clip, tmp_path_factory):
+    """What pages take for granted: a reference, and a run on it."""
+    folder = tmp_path_factory.mktemp("docs")
+    cli.main(["prepare", str(tiny_path), str(clip), "-o", str(folder / "walk.ref")])
+    cli.main(["train", str(tiny_path), str(folder / "walk.ref"), "-o", str(folder / "runs/h1"), *TRAIN_FLAGS])
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_do_what_they_say(page, tiny_path, clip, tmp_path, monkeypatch):
+def test_commands_do_what_they_say(page, prepared, tiny_path, clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "walk.mp4").symlink_to(clip)
     names = dict.fromkeys(("unitree_h1", "path/to/robot.xml", "my_robot.xml"), str(tiny_path))
@@ -55,5 +65,8 @@ def test_commands_do_what_they_say(page, tiny_path, clip, tmp_path, monkeypatch)
         if argv[0] == "generate" or (output in made and "--resume" not in argv):
             continue  # a video model is nothing for a test; a page may show one command in several forms
         made.add(output)
+        for name in ("walk.ref", "runs/h1"):
+            if name in argv and not (tmp_path / name).exists() and (name != output or "--resume" in argv):
+                shutil.copytree(prepared / name, tmp_path / name)
         cli.main(argv + shorter.get(argv[0], []))
         assert output is None or (tmp_path / output).exists()

@@ -120,7 +120,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tiny_env, tiny_reference, whole, 
 
     monkeypatch.setattr(Checkpoints, "save", save_once)
     with pytest.raises(
-        OSError, match=r"No space left on device; the newest checkpoint is that of step 256; go on with"
+        OSError, match=r"No space left on device; the newest checkpoint is that of step 256; go on from there"
     ):
         train(tiny_env, tiny_reference, tmp_path / "run")
     monkeypatch.setattr(Checkpoints, "save", save)

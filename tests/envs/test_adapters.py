@@ -55,5 +55,7 @@ class Playground:
 
 
 def test_of_observations_in_parts_the_state_is_seen():
+    with pytest.raises(ValueError, match="episode_length: expected an integer >= 1, got 0"):
+        BraxEnv(Playground(), 0)
     env = BraxEnv(Playground())
     assert env.observation_size == 3 and env.reset(jax.random.key(0)).obs.shape == (3,)
