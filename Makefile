@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 DEMO := runs/demo
+BENCHMARKS := align encoder looks physics render reward_fidelity sac scaling silhouette train
+SIZE := --quick
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow lint wheel bench student clean
+.PHONY: setup demo test test-slow lint wheel docs bench student clean
 
 setup: $(VENV)/.installed
 
@@ -43,11 +45,20 @@ test: lint wheel
 test-slow: wheel
 	mkdir -p build/empty
 	cd build/empty && PYTHONPATH=$(CURDIR)/build/check $(BIN)/python -m pytest $(CURDIR)/tests \
-	    -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider -m slow $(ARGS)
+	    -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider --timeout 7200 -m slow $(ARGS)
 
+# The reference of the API: docs/api.md, and HTML pages.
+docs: setup
+	$(BIN)/python docs/make_api.py
+	$(BIN)/python docs/make_api.py build/docs
+	@echo "Open build/docs/index.html"
+
+# SIZE=--full for the sizes that are reported, which take hours on a CPU. What lacks its data says so and is left out.
 bench: setup
-	mkdir -p build/bench
-	for name in physics render align encoder reward_fidelity train; do $(BIN)/python benchmarks/$$name.py --quick --json build/bench/$$name.json; done
+	rm -rf build/bench && mkdir -p build/bench
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(SIZE) --json build/bench/$$name.json; done
+	$(BIN)/python benchmarks/table.py unitree_h1/walk talos/walk $(SIZE) --json build/bench/table.json
+	$(BIN)/python benchmarks/sim_to_sim.py unitree_h1/walk $(SIZE) --json build/bench/sim_to_sim.json
 	$(BIN)/python benchmarks/results.py build/bench/*.json > benchmarks/RESULTS.md
 
 # The encoder that ships in rewards/assets; it took 80 minutes on two cores that did other work too.

@@ -1,4 +1,4 @@
-"""What trained policies reach, beside their controls: one table from the folders of finished runs.
+"""What trained policies reach, beside their controls: one table from finished runs, or from policies that ship.
 
     python benchmarks/table.py RUN [RUN ...] [--quick | --full] [--json FILE] [--mocap FOLDER]
 
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from nil_jax import evaluation
 from nil_jax.envs import Body
-from nil_jax.run import SavedRun
+from nil_jax.pretrained import load_policies
 
 EPISODES = {"quick": 8, "full": 64}
 WINDOW, PHASES, RATE = 8, 64, 25.0  # ticks; windows of a cycle; Hz
@@ -47,14 +47,13 @@ LOWER_IS_BETTER = ("fall", "pose_error", "mocap_error", "foot_slip", "torque", "
 
 def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[str, dict[str, float]]]:
     """What a run is called, and the measures of its policies by name."""
-    saved = SavedRun.load(folder)
-    env, policies = saved.policies()
-    policy = policies.pop("policy")
+    env, policies = load_policies(folder)
+    policy, robot = policies.pop("policy"), env.env.spec.handle
     found = evaluation.evaluate(env, policy, others=policies, num_envs=count)
     rest = evaluation.evaluate(env, policy, others=policies, num_envs=count, at_rest=True)
     for name, row in found.items():
         row["locomotion from rest"] = rest[name]["locomotion"]
-    gait = next((name for name, robot in ROBOTS.items() if robot == saved.robot and name.endswith("walk")), None)
+    gait = next((name for name, known in ROBOTS.items() if known == robot and name.endswith("walk")), None)
     if mocap and gait:
         real = read_gait(RECORDINGS[gait], mocap, env.env)
         standing = {"standing still": evaluation.zero_action(env.action_size)}
@@ -63,8 +62,7 @@ def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[st
             episodes = jax.device_get(run(jax.random.key(0)))
             for name in chosen:
                 found[name]["mocap_error"] = nearest(real, episodes[name].qpos[episodes[name].alive])
-    made = saved.reference.provenance
-    return f"{saved.robot}, {made.get('source', 'clip')}", found
+    return f"{robot}, {env.reference.provenance.get('source', 'clip')}", found
 
 
 def nearest(gait, qpos: np.ndarray) -> float:
@@ -103,7 +101,7 @@ def rows_of(title: str, runs: list[dict[str, dict[str, float]]]) -> list[dict]:
 def main() -> None:
     """Prints the tables."""
     command = common.parser(__doc__.splitlines()[0])
-    command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder, or a name such as talos/walk")
     shared = Path(__file__).resolve().parents[2] / "shared" / "mocap"
     command.add_argument("--mocap", type=Path, default=shared if shared.is_dir() else None, metavar="FOLDER")
     options = command.parse_args()

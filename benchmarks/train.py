@@ -2,8 +2,9 @@
 
     python benchmarks/train.py [--quick | --full] [--json FILE]
 
-The reference is a standing robot drawn by the renderer: speed does not depend on what the masks show. The peer of the
-rollout (policy, physics, masks, reward; no gradient updates) is the same physics alone in the same run.
+The reference is a standing robot drawn by the renderer: speed does not depend on what the masks show. All terms of the
+default reward are on, the video term with the encoder that ships. The peer of the rollout (policy, physics, masks,
+reward; no gradient updates) is the same physics alone in the same run.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import nil_jax  # noqa: E402
-from nil_jax import training  # noqa: E402
+from nil_jax import parallel, training  # noqa: E402
 from nil_jax.reference.align import nominal_camera  # noqa: E402
 from nil_jax.rendering import make_scene, render  # noqa: E402
 from nil_jax.rollout import collect  # noqa: E402
@@ -46,16 +47,20 @@ def standing_reference(env: nil_jax.envs.RobotEnv) -> nil_jax.Reference:
         fps=25.0,
         camera=camera,
         start_qpos=env.start_qpos,
+        motion=np.repeat(np.asarray(env.start_qpos)[None], CLIP, axis=0),
         loop=False,
         provenance={"robot": env.spec.name, "fingerprint": env.fingerprint},
     )
 
 
-def program(num_envs: int) -> tuple[training.Program, nil_jax.Config]:
+def program(num_envs: int, num_devices: int = 1) -> tuple[training.Program, nil_jax.Config]:
     """The training program of the preset "cpu" with another number of environments."""
-    config = nil_jax.Config().with_fields(num_envs=num_envs, replay_size=200_000, learning_starts=0)
-    env = nil_jax.envs.make("unitree_h1", config.env)
-    return training.make_program(nil_jax.ImitationEnv(env, standing_reference(env), config.reward), config), config
+    config = nil_jax.Config().with_fields(
+        num_envs=num_envs, num_devices=num_devices, replay_size=200_000, learning_starts=0
+    )
+    env, encoder = nil_jax.envs.make("unitree_h1", config.env), config.train.load_encoder()
+    reference = nil_jax.with_embeddings(standing_reference(env), encoder)
+    return training.make_program(nil_jax.ImitationEnv(env, reference, config.reward, encoder), config), config
 
 
 def best_seconds(function: Callable, *arguments: jax.Array) -> float:
@@ -86,7 +91,7 @@ def stages(num_envs: int) -> list[dict]:
     env_steps = num_envs * TICKS * steps_per_tick
     seconds = {
         "physics": best_seconds(physics, first),
-        "rollout": best_seconds(rollout, state.env_state, keys),
+        "rollout": best_seconds(rollout, parallel.own(state.env_state), keys),
         "training": best_seconds(train, state),
     }
     updates = TICKS * steps_per_tick * config.learner.grad_updates_per_step

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 from jaxtyping import Array, Float, Int
-from mujoco import mjx
 from scipy.spatial.transform import Rotation
 
-from nil_jax.envs.robot import RobotEnv
+from nil_jax.envs.robot import RobotEnv, posed
 
 Y, CLEARANCE, ROTATION, JOINTS = 0, 1, slice(2, 5), 5  # of the coordinates; joints from JOINTS on
 CHUNK = 512  # poses in one call, so that it is compiled once
@@ -125,7 +124,7 @@ class Body:
         @jax.jit
         @jax.vmap
         def run(qpos):
-            data = mjx.kinematics(env.mjx_model, mjx.make_data(env.mjx_model).replace(qpos=qpos))
+            data = posed(env.mjx_model, qpos)
             lowest = env.lowest_point(data.geom_xpos, data.geom_xmat)
             points = self.points_of(data.xpos, data.xmat)
             return data.geom_xpos, data.geom_xmat.reshape(-1, 3, 3), lowest, points

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from mujoco import mjx
 
 from nil_jax.optional import require_warp
+from nil_jax.parallel import own_device
 
 TUMBLES, TUMBLE_SECONDS = 8, 1.0  # falls that are watched, and how long each
 OVERFLOW = "buffer_overflow"  # metric: 1 from the step on in which an environment's contacts or rows did not fit
@@ -37,10 +38,10 @@ def jax_physics(mj_model: mujoco.MjModel) -> Physics:
         ValueError: a model that MJX cannot simulate.
     """
     try:
-        mjx_model = mjx.put_model(mj_model)
+        mjx_model = mjx.put_model(mj_model, device=own_device())
     except NotImplementedError as error:
         raise ValueError(f"model: expected what MJX can simulate, got {error}") from None
-    return Physics(mjx_model, lambda num_envs: mjx.make_data(mjx_model), lambda data: {})
+    return Physics(mjx_model, lambda num_envs: mjx.make_data(mjx_model, device=own_device()), lambda data: {})
 
 
 def warp_physics(
@@ -62,7 +63,7 @@ def warp_physics(
     """
     require_warp("physics")
     try:
-        mjx_model = mjx.put_model(mj_model, impl="warp")
+        mjx_model = mjx.put_model(mj_model, device=own_device(), impl="warp")
     except NotImplementedError as error:
         raise ValueError(f"model: expected what MJX-Warp can simulate, got {error}") from None
     # The kernels would print a line per lost contact, and one per step that ends the solver at its last iteration.
@@ -72,7 +73,7 @@ def warp_physics(
     rows = int(np.ceil(margin * rows))
 
     def make_data(num_envs: int) -> mjx.Data:
-        return mjx.make_data(mj_model, impl="warp", naconmax=num_envs * contacts, njmax=rows)
+        return mjx.make_data(mj_model, device=own_device(), impl="warp", naconmax=num_envs * contacts, njmax=rows)
 
     return Physics(mjx_model, make_data, lambda data: {OVERFLOW: _overflowed(data)})
 

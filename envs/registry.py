@@ -8,6 +8,7 @@ from typing import Any
 
 import mujoco
 
+from nil_jax.envs.model_files import check_model
 from nil_jax.envs.robot import EnvConfig, RobotEnv, RobotSpec
 
 MENAGERIE_PREFIX = "menagerie:"
@@ -76,7 +77,8 @@ def make(name: str | Path, config: EnvConfig | None = None, **overrides: Any) ->
 
     Args:
         name: an embedded robot ("unitree_h1"), a robot of MuJoCo Menagerie ("menagerie:unitree_h1", or its bare name
-            where no embedded robot has it), or the path of any MJCF file (.xml) that holds one robot facing +x.
+            where no embedded robot has it), or the path of any MJCF file (.xml) that holds one robot facing +x. The
+            files that it names have to lie in its folder, or in that of the environment variable NIL_JAX_MODEL_ROOT.
         config: physics and control.
         **overrides: single fields of `config`, as in `make("unitree_h1", ctrl_dt=0.01)`.
 
@@ -110,6 +112,7 @@ def _from_file(path: Path) -> tuple[RobotSpec, mujoco.MjSpec]:
 
 
 def _parse(path: Path) -> mujoco.MjSpec:
+    check_model(path)
     try:
         return mujoco.MjSpec.from_file(str(path))
     except (ValueError, mujoco.FatalError) as error:

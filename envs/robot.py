@@ -6,7 +6,7 @@ turned by the robot's yaw. Units: m, rad, s, N m. Axes: G geoms, J joints, U act
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -21,6 +21,7 @@ from nil_jax.envs.base import Env, State
 from nil_jax.envs.mjcf import Prepared, prepare
 from nil_jax.envs.physics import jax_physics, warp_physics
 from nil_jax.optional import require_warp
+from nil_jax.parallel import own_device
 
 
 @dataclass(frozen=True)
@@ -116,19 +117,25 @@ def forward_kinematics(
     mjx_model: mjx.Model, qpos: Float[Array, " nq"]
 ) -> tuple[Float[Array, "G 3"], Float[Array, "G 3 3"]]:
     """World positions (m) and rotations of all geoms at `qpos`; vmappable over `qpos`."""
-    data = mjx.kinematics(mjx_model, mjx.make_data(mjx_model).replace(qpos=qpos))
+    data = posed(mjx_model, qpos)
     return data.geom_xpos, data.geom_xmat
+
+
+def posed(mjx_model: mjx.Model, qpos: Float[Array, " nq"]) -> mjx.Data:
+    """The state at rest at `qpos`, with where all bodies and geoms are then."""
+    return mjx.kinematics(mjx_model, mjx.make_data(mjx_model, device=own_device()).replace(qpos=qpos))
 
 
 class RobotEnv(Env):
     """One robot on a flat floor.
 
     Actions in [-1, 1]: target angles `default + action_scale * action` (position) or torques `limit * action` (torque).
-    `metrics` holds `forward_velocity` (m/s), `locomotion` (the env's own reward), `foot_slip_speed` (m/s, mean over the
-    feet in contact), `fall` (0 or 1), `physics_diverged` (0 or 1: the state was not finite; also a fall), and under
-    Warp's physics `buffer_overflow` (0 or 1: contacts were lost in this episode). `info` holds `step`, and for
-    reward terms `last_action`, `torque` [U] (N m), and for each foot `foot_contact` [F] (0 or 1: part of it was on the
-    floor at both ends of the last control step) and `foot_velocity` [F, 3] (m/s over that step, of that part).
+    `metrics` holds `forward_velocity` (m/s), `locomotion` (the env's own reward, unless `with_reward` has set another),
+    `foot_slip_speed` (m/s, mean over the feet in contact), `fall` (0 or 1), `physics_diverged` (0 or 1: the state was
+    not finite; also a fall), and under Warp's physics `buffer_overflow` (0 or 1: contacts were lost in this episode).
+    `info` holds `step`, and for reward terms `last_action`, `torque` [U] (N m), and for each foot `foot_contact` [F]
+    (0 or 1: part of it was on the floor at both ends of the last control step) and `foot_velocity` [F, 3] (m/s over
+    that step, of that part).
     """
 
     def __init__(self, spec: RobotSpec, model: mujoco.MjSpec, config: EnvConfig):
@@ -167,6 +174,7 @@ class RobotEnv(Env):
         self.standing_height = float(self.default_qpos[2])
         self.observation_size = 2 * len(self.joint_names) + 3 + 1 + 3 + 3 + 2 + 1 + self.action_size
         self.num_envs = 1
+        self._own_reward: Callable[[State], Array] | None = None
         if config.renderer == "warp":
             require_warp("renderer")
         if config.physics == "warp":
@@ -185,6 +193,17 @@ class RobotEnv(Env):
             raise ValueError(f"start pose: expected {self.start_qpos.shape}, got {qpos.shape}")
         env = copy.copy(self)
         env.start_qpos = np.asarray(qpos, np.float32)
+        return env
+
+    def with_reward(self, reward: Callable[[State], Float[Array, ""]]) -> "RobotEnv":
+        """The same robot with another reward of its own.
+
+        Args:
+            reward: a pure function of the state of one robot behind a control step: `data` (MJX: `qpos`, `qvel`,
+                `xpos`, ...), `obs`, `metrics`, `info`. It should be at least 0: a fall is worth 0, whatever it says.
+        """
+        env = copy.copy(self)
+        env._own_reward = reward
         return env
 
     def nominal(self) -> "RobotEnv":
@@ -321,7 +340,10 @@ class RobotEnv(Env):
             DIVERGED: 1.0 - finite.astype(jnp.float32),
         }
         metrics |= self.physics.metrics(data)
-        return State(data, obs, reward, fallen, info["step"] >= self.episode_length, metrics, info | world)
+        state = State(data, obs, reward, fallen, info["step"] >= self.episode_length, metrics, info | world)
+        if self._own_reward is None:
+            return state
+        return state.replace(reward=jnp.where(fallen, 0.0, self._own_reward(state)))
 
     def observation(
         self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], last_action: Float[Array, " U"]

@@ -10,7 +10,7 @@ with contextlib.redirect_stdout(io.StringIO()):
 
 from nil_jax import envs, rewards
 from nil_jax.config import Config, preset
-from nil_jax.evaluation import evaluate
+from nil_jax.evaluation import evaluate, make_film
 from nil_jax.learning import make_actor_critic, make_policy
 from nil_jax.pretrained import Pretrained, list_pretrained, load_pretrained, save_pretrained
 from nil_jax.reference import (
@@ -23,7 +23,7 @@ from nil_jax.reference import (
 )
 from nil_jax.rewards import load_encoder
 from nil_jax.rollout import ImitationEnv
-from nil_jax.training import TrainingResult, train
+from nil_jax.training import TrainingResult, train, train_seeds
 from nil_jax.types import Transition
 
 __version__ = importlib.metadata.version("nil-jax")
@@ -43,6 +43,7 @@ __all__ = [
     "load_encoder",
     "load_pretrained",
     "make_actor_critic",
+    "make_film",
     "make_policy",
     "prepare_reference",
     "preset",
@@ -50,5 +51,6 @@ __all__ = [
     "rewards",
     "save_pretrained",
     "train",
+    "train_seeds",
     "with_embeddings",
 ]

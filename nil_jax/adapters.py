@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 from nil_jax.envs import AutoResetWrapper, Env, State, VmapWrapper
 from nil_jax.rollout import ImitationEnv
 
+__all__ = ["as_brax", "as_gymnasium"]
+
 
 def _batch(env: Env) -> AutoResetWrapper:
     return AutoResetWrapper(env if isinstance(env, VmapWrapper) else VmapWrapper(env))
@@ -84,21 +86,22 @@ def as_brax(env: Env) -> Any:
     return View()
 
 
-def as_gymnasium(env: Env, num_envs: int, seed: int = 0) -> Any:
-    """A `gymnasium.vector.VectorEnv` of N robots, with NumPy arrays on its outside.
+def as_gymnasium(env: Env, num_envs: int | None = None, seed: int | None = None) -> Any:
+    """A `gymnasium.Env` of one robot, or a `gymnasium.vector.VectorEnv` of N, with NumPy arrays on its outside.
 
-    Finished episodes restart within the step that ends them (`AutoresetMode.SAME_STEP`): `infos["final_obs"]` then
-    holds the true last observations, `infos["_final_obs"]` says of which environments. Metrics are there too.
+    Of N robots, finished episodes restart within the step that ends them (`AutoresetMode.SAME_STEP`), and `infos` has
+    the form of Gymnasium's own vector environments: `final_obs` and `final_info` hold the true last observations and
+    metrics, `_final_obs` says of which robots. Robot i begins as a single one does with the seed `seed + i`.
 
     Args:
         env: one robot, or an `ImitationEnv`.
-        num_envs: N.
-        seed: of the first `reset` that names none.
+        num_envs: N; None: one robot, which does not restart by itself.
+        seed: of the first `reset` that names none; None: drawn.
 
     Raises:
         ValueError: No environment is asked for, or Gymnasium is not installed.
     """
-    if num_envs < 1:
+    if num_envs is not None and num_envs < 1:
         raise ValueError(f"num_envs: expected an integer >= 1, got {num_envs}")
     try:
         import gymnasium
@@ -107,15 +110,16 @@ def as_gymnasium(env: Env, num_envs: int, seed: int = 0) -> Any:
         raise ValueError("gymnasium: expected the package, got none; type: pip install gymnasium") from None
 
     batch = _batch(env)
-    reset, step = jax.jit(batch.reset), jax.jit(lambda state, action: _step(batch, state, action))
+    reset = jax.jit(lambda seeds: batch.reset(jax.vmap(jax.random.key)(seeds)))
+    step = jax.jit(lambda state, action: _step(batch, state, action))
 
-    class View(gymnasium.vector.VectorEnv):
+    class Batch(gymnasium.vector.VectorEnv):
         """See `as_gymnasium`."""
 
         metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (as Gymnasium has it)
 
-        def __init__(self):
-            self.num_envs, self._key, self._state = num_envs, jax.random.key(seed), None
+        def __init__(self, num_envs: int):
+            self.num_envs, self._seed, self._state = num_envs, seed, None
             self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (batch.observation_size,), np.float32)
             self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (batch.action_size,), np.float32)
             self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
@@ -123,23 +127,72 @@ def as_gymnasium(env: Env, num_envs: int, seed: int = 0) -> Any:
 
         def reset(self, *, seed: int | None = None, options: dict | None = None):
             """First observations [N, O] and an empty dict."""
+            seed, self._seed = self._seed if seed is None else seed, None
             super().reset(seed=seed, options=options)
-            self._key, key = jax.random.split(self._key if seed is None else jax.random.key(seed))
-            self._state = reset(jax.random.split(key, num_envs))
-            return np.asarray(self._state.obs), {}
+            if seed is None:
+                seeds = self.np_random.integers(2**32, size=self.num_envs)
+            else:
+                seeds = (seed + np.arange(self.num_envs)) % 2**32
+            self._state = reset(seeds.astype(np.uint32))
+            return np.array(self._state.obs), {}
 
         def step(self, actions: np.ndarray):
             """Observations, rewards, terminated, truncated, infos."""
             if self._state is None:
                 raise ValueError("step: expected a reset before it, got none; type: env.reset()")
-            expected = (num_envs, batch.action_size)
+            expected = (self.num_envs, batch.action_size)
             if np.shape(actions) != expected:
                 raise ValueError(f"actions: expected {expected}, got {np.shape(actions)}")
             self._state = state = step(self._state, jnp.asarray(actions, jnp.float32))
-            values = jax.device_get((state.obs, state.reward, state.terminated, state.truncated, state.metrics))
-            *outputs, metrics = values
-            over = outputs[2] | outputs[3]
-            last = {"final_obs": np.asarray(state.info["final_obs"]), "_final_obs": over} if over.any() else {}
-            return *outputs, metrics | last
+            last = state.info["final_obs"]
+            values = state.obs, state.reward, state.terminated, state.truncated, state.metrics, last
+            # Gymnasium has rewards in double precision; copies, because JAX's own memory must not be written to.
+            obs, reward, terminated, truncated, metrics, last = jax.tree.map(np.array, jax.device_get(values))
+            infos = _infos(metrics, last, terminated | truncated)
+            return obs, reward.astype(np.float64), terminated, truncated, infos
 
-    return View()
+    class Single(gymnasium.Env):
+        """See `as_gymnasium`."""
+
+        def __init__(self):
+            self._batch = Batch(1)
+            self.observation_space = self._batch.single_observation_space
+            self.action_space = self._batch.single_action_space
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None):
+            """First observation [O] and an empty dict."""
+            super().reset(seed=seed, options=options)
+            obs, infos = self._batch.reset(seed=seed, options=options)
+            return obs[0], infos
+
+        def step(self, action: np.ndarray):
+            """Observation, reward, terminated, truncated, info; the observation is the last one where they say so."""
+            obs, reward, terminated, truncated, infos = self._batch.step(np.asarray(action)[None])
+            over = bool(terminated[0] | truncated[0])
+            seen, found = (infos["final_obs"], infos["final_info"]) if over else (obs, infos)
+            info = {name: value[0] for name, value in found.items() if not name.startswith("_")}
+            return seen[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+
+    return Single() if num_envs is None else Batch(num_envs)
+
+
+def _infos(metrics: dict[str, np.ndarray], last: np.ndarray, over: np.ndarray) -> dict[str, Any]:
+    """Metrics and last observations as Gymnasium's vector environments tell them: `_name` says whose are in `name`.
+
+    Args:
+        metrics: each [N].
+        last: [N, O], what each robot came to.
+        over: [N] bool, whether its episode has ended there.
+    """
+
+    def of(whose: np.ndarray) -> dict[str, np.ndarray]:
+        named = {name: np.where(whose, value, 0).astype(value.dtype) for name, value in metrics.items()}
+        return named | {f"_{name}": whose.copy() for name in metrics}
+
+    infos: dict[str, Any] = of(~over) if not over.all() else {}
+    if over.any():
+        seen = np.full(len(over), None, dtype=object)
+        for i in np.flatnonzero(over):
+            seen[i] = last[i]
+        infos |= {"final_obs": seen, "_final_obs": over, "final_info": of(over), "_final_info": over.copy()}
+    return infos

@@ -1,11 +1,11 @@
-"""Before a run: do its pictures fit into memory, and which renderer is the faster one here?
+"""Before a run: does it fit into memory, and which renderer is the faster one here?
 
-Axes: N environments.
+Axes: D devices, N environments of each.
 """
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import mujoco
 import numpy as np
 from mujoco.mjx import warp as mjx_warp
 
+from nil_jax.parallel import own_device
 from nil_jax.rewards import Encoder
 from nil_jax.rollout import ImitationEnv
 
@@ -47,7 +48,7 @@ def clip_bytes(encoder: Encoder) -> int:
     return kept.size * kept.dtype.itemsize
 
 
-def check_memory(env: ImitationEnv, num_envs: int, setting: str = "num_envs", per_setting: int = 1) -> None:
+def check_memory(env: ImitationEnv, num_envs: int, setting: str = "num_envs", per_setting: float = 1) -> None:
     """Refuses more pictures than the device, or the host if that is where JAX computes, has memory for.
 
     Args:
@@ -67,17 +68,89 @@ def check_memory(env: ImitationEnv, num_envs: int, setting: str = "num_envs", pe
     sizes = {} if encoder is None else {"frame_size": encoder.image_size, "clip_bytes": clip_bytes(encoder)}
     needed = picture_bytes(num_envs, height, width, **sizes)
     if needed > available:
-        fitting = max(1, num_envs * available // needed // per_setting)
+        fitting = max(1, int(num_envs * available // needed / per_setting))
         raise ValueError(
-            f"{setting}: expected pictures that fit into the {available / 1e9:.3g} GB of {jax.devices()[0]}, got about "
+            f"{setting}: expected pictures that fit into the {available / 1e9:.3g} GB of {own_device()}, got about "
             f"{needed / 1e9:.3g} GB for {num_envs} environments at once; type: --{setting.replace('_', '-')} {fitting}"
         )
 
 
+def memory_plan(state: Any, env: ImitationEnv, num_envs: int, num_devices: int) -> dict[str, int]:
+    """Bytes that a run keeps on each device, by part; what the compiled step needs while it computes comes on top.
+
+    Args:
+        state: `training.TrainingState` of shapes; its replay and environments are [D, ...].
+        env: what is drawn.
+        num_envs: N.
+        num_devices: D.
+    """
+    plan = {
+        "replay": _bytes(state.replay) // num_devices,
+        "environments": _bytes(state.env_state) // num_devices,
+        "learner": _bytes(state.learner),
+    }
+    if env.encoder is not None:
+        plan["encoder"] = _bytes(env.encoder.params)
+    if env.reference is not None:
+        height, width = env.reference.masks.shape[1:]
+        size = 0 if env.encoder is None else env.encoder.image_size
+        plan["pictures"] = picture_bytes(num_envs, height, width, frame_size=size)
+    return plan
+
+
+def plan_in_words(plan: Mapping[str, int]) -> str:
+    """On one line."""
+    parts = ", ".join(f"{name} {size / 1e9:.2g} GB" for name, size in plan.items())
+    available = device_bytes()
+    return parts + (f"; {own_device()} has {available / 1e9:.3g} GB" if available else "")
+
+
+def check_plan(plan: Mapping[str, int], replay_size: int, learning_starts: int, num_envs: int) -> None:
+    """Refuses a run that does not fit on a device; the arguments are the settings that would make it smaller.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    available, needed = device_bytes(), sum(plan.values())
+    if available is None or needed <= available:
+        return
+    room = available - (needed - plan["replay"])
+    fitting = int(replay_size * room / plan["replay"])
+    setting = f"replay-size {fitting}" if fitting >= max(learning_starts, num_envs) else f"num-envs {num_envs // 2}"
+    raise ValueError(f"memory: expected a run that fits, got {plan_in_words(plan)}; type: --{setting}")
+
+
+def compiled_bytes(compiled: Any) -> int | None:
+    """What a compiled function needs at its peak, with inputs and results; None where nobody tells."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    return found.argument_size_in_bytes + results + found.temp_size_in_bytes
+
+
+def check_compiled(needed: int | None) -> None:
+    """Refuses a compiled step that the device has no memory for.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    available = device_bytes()
+    if needed is not None and available is not None and needed > available:
+        raise ValueError(
+            f"memory: expected a training step that fits into the {available / 1e9:.3g} GB of {own_device()}, got one "
+            f"of {needed / 1e9:.3g} GB; type a smaller --num-envs, --batch-size or --replay-size"
+        )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def device_bytes() -> int | None:
     """Memory that JAX may use on its first device; on a CPU that of the machine; None where it is unknown."""
-    found = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    if found is None and jax.devices()[0].platform == "cpu" and hasattr(os, "sysconf"):
+    found = (own_device().memory_stats() or {}).get("bytes_limit")
+    if found is None and own_device().platform == "cpu" and hasattr(os, "sysconf"):
         found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return found
 

@@ -12,6 +12,12 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from nil_jax.files import one_line
+
+
+class _Misfit(ValueError):
+    """A checkpoint that is whole, but another's."""
+
 
 class Checkpoints:
     """The checkpoints of one run: named parts, saved together under a step number.
@@ -23,7 +29,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder = folder.resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        # Without its look into every checkpoint a damaged one does not stand in the way of the others.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, lightweight_initialize=True
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     @property
@@ -37,29 +46,41 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items))
         self._manager.wait_until_finished()
 
-    def restore(self, templates: Mapping[str, Any]) -> dict[str, Any]:
-        """The named parts of the newest checkpoint, in the structure of their templates.
+    def restore(self, templates: Mapping[str, Any], step: int | None = None) -> dict[str, Any]:
+        """The named parts of the newest checkpoint, or of that of a step, in the structure of their templates.
 
         Raises:
             ValueError: no checkpoint, or one whose leaves do not fit the templates.
         """
         if self.latest is None:
             raise ValueError(f"checkpoint: expected at least one in {self.folder}, got none; train first")
+        step = self.latest if step is None else step
         wanted = {name: _leaves(tree) for name, tree in templates.items()}
+        try:
+            found = self._read(wanted, step)
+        except _Misfit:
+            raise
+        except Exception as error:  # orbax and what it stands on have errors of many kinds for a damaged file
+            raise ValueError(
+                f"checkpoint: expected a whole one in {self.folder / str(step)}, got a damaged one "
+                f"({one_line(error)}); delete that folder to go on from the one before it"
+            ) from error
+        return {name: _fill(templates[name], found[name]) for name in templates}
+
+    def _read(self, wanted: Mapping[str, dict[str, jax.Array]], step: int) -> Any:
         for name, leaves in wanted.items():
-            part = self.folder / str(self.latest) / name
+            part = self.folder / str(step) / name
             if not part.is_dir():
-                raise ValueError(f"checkpoint: expected the part {name!r} in {self.folder}, got one without")
+                raise _Misfit(f"checkpoint: expected the part {name!r} in {self.folder}, got one without")
             shapes = {path: leaf.shape for path, leaf in ocp.StandardCheckpointHandler().metadata(part).tree.items()}
             differing = [p for p in {*shapes, *leaves} if p not in leaves or shapes.get(p) != leaves[p].shape]
             if differing:
-                raise ValueError(
+                raise _Misfit(
                     f"checkpoint: expected one of the same settings in {self.folder}, got another: "
                     f"{len(differing)} arrays differ, such as {min(differing)}"
                 )
         items = {name: ocp.args.StandardRestore(leaves) for name, leaves in wanted.items()}
-        found = self._manager.restore(self.latest, args=ocp.args.Composite(**items))
-        return {name: _fill(templates[name], found[name]) for name in templates}
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def close(self) -> None:
         """Frees what orbax holds open."""

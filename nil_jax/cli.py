@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from nil_jax import __version__
+from nil_jax import __version__, parallel
 from nil_jax.cache import use_compilation_cache
 from nil_jax.config import PRESETS, REWARDS, Config, preset
 from nil_jax.distill import DistillConfig
@@ -194,6 +194,11 @@ def train(
     preset: Literal["cpu", "gpu", "paper"] = "cpu",
     reward: Literal["default", "paper"] = "default",
     resume: bool = False,
+    seeds: tuple[int, ...] = (),
+    distributed: bool = False,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
 ) -> None:
     """Train a policy to move like the robot in a video.
 
@@ -205,11 +210,27 @@ def train(
         preset: settings to start from; single flags change them.
         reward: terms and weights to start from; paper has those of arXiv 2503.10626.
         resume: go on with the run in the output folder.
+        seeds: train one policy per seed, side by side in one program; each gets a folder seed_N in the output folder.
+        distributed: join the other processes of this run, which SLURM, Open MPI, Kubernetes or a TPU pod started.
+        coordinator: HOST:PORT of the first process, if nothing of these did.
+        num_processes: how many there are.
+        process_id: which one this is, from 0.
     """
     import nil_jax
 
+    given = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+    if distributed:
+        parallel.join(**given)
+    elif given != dict.fromkeys(given):
+        raise ValueError("coordinator, num_processes, process_id: expected them with --distributed, got them without")
+    elif config.train.num_devices:
+        parallel.use_cpu_devices(config.train.num_devices)
     del preset, reward  # `main` has read them: they set the defaults of the other flags
-    nil_jax.train(nil_jax.envs.make(robot, config.env), video, config=config, output=output, resume=resume)
+    env, given = nil_jax.envs.make(robot, config.env), {"config": config, "output": output, "resume": resume}
+    if seeds:
+        nil_jax.train_seeds(env, video, seeds=seeds, **given)
+    else:
+        nil_jax.train(env, video, **given)
 
 
 def evaluate(
@@ -362,7 +383,7 @@ def main(argv: list[str] | None = None) -> None:
         if not _is_ours(error):
             raise
         ERR.print(f"nil-jax: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
+        parallel.leave(2)
 
 
 def _parsed(argv: list[str]) -> Callable[[], None]:

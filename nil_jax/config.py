@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nil_jax.envs import EnvConfig
+from nil_jax.files import check_fields, one_line, read_json
 from nil_jax.learning import LearnerConfig
 from nil_jax.reference import ReferenceConfig
 from nil_jax.rewards import Encoder, Pooling, RewardConfig, load_encoder
@@ -19,6 +20,7 @@ class TrainConfig:
 
     num_timesteps: int = 1_000_000  # control steps over all environments
     num_envs: int = 128
+    num_devices: int | None = None  # that share environments, replay and batches; None: all that JAX has
     seed: int = 0
     num_evals: int = 10  # evaluations over the run, the last one at its end; a checkpoint is saved with each
     num_eval_envs: int = 16
@@ -26,6 +28,7 @@ class TrainConfig:
     encoder: str | None = "student"  # or i3d[:LAYER], or folder or id of a student or TimeSformer; None: no video term
     encoder_pooling: Pooling | None = None  # None: cls of a TimeSformer, mean of I3D
     encoder_dtype: Literal["float32", "bfloat16"] = "float32"  # of a TimeSformer or I3D
+    wandb: str | None = None  # project of Weights & Biases that gets the metrics too
 
     def __post_init__(self):
         for name in ("num_timesteps", "num_envs", "num_evals", "num_eval_envs"):
@@ -164,15 +167,16 @@ def load_config(path: Path) -> Config:
         ValueError: not JSON, or fields that do not exist or do not fit.
     """
     try:
-        raw = json.loads(path.read_text())
+        raw = read_json(path, "config")
         parts = {}
         for part, settings in PARTS.items():
             # JSON has no tuples, and no field is a list.
             fields = {name: tuple(v) if isinstance(v, list) else v for name, v in raw[part].items()}
+            check_fields(settings, fields, "config")
             parts[part] = settings(**fields)
         return Config(**parts)
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"config: expected the settings of a run in {path}, got {error!r}") from None
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"config: expected the settings of a run in {path}, got {one_line(error)}") from None
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt8
-from mujoco import mjx
 
 from nil_jax.envs import AutoResetWrapper, Env, RobotEnv, State
 from nil_jax.envs.physics import OVERFLOW
+from nil_jax.envs.robot import posed
 from nil_jax.reference import Reference
 from nil_jax.rewards import Encoder, RewardConfig, mask_iou
 from nil_jax.rollout import ImitationEnv, collect
@@ -210,13 +210,50 @@ def evaluate(
     return summary(found)
 
 
+def make_film(
+    env: ImitationEnv, *, seconds: float = 3.0, size: int = 160, seed: int = 0
+) -> Callable[[Policy], UInt8[np.ndarray, "T size size 3"]]:
+    """A function that films a policy: one robot at each tick, from where evaluations begin until its episode ends.
+
+    It compiles once, whatever policy it is given, so that it can be called again and again while training goes on.
+
+    Args:
+        env: robot and reference.
+        seconds: how long the film is at most.
+        size: width and height, px.
+        seed: of the start.
+
+    Raises:
+        ValueError: an environment without a reference, whose camera films.
+    """
+    if env.reference is None:
+        raise ValueError("env: expected one with a reference, got one without; type: ImitationEnv(env, reference)")
+    env, steps = env.from_the_start(), round(seconds / env.dt)
+    reset = jax.jit(lambda: env.reset(jax.random.split(jax.random.key(seed), 1)))
+    step = jax.jit(lambda state, action: env.step(state, action, tick=False))
+    draw = jax.jit(lambda state: env.pictures(state.data, size)[0])
+
+    def film(policy: Policy) -> UInt8[np.ndarray, "T size size 3"]:
+        state, pictures = reset(), []
+        for i in range(steps):
+            if i % env.control_steps_per_tick == 0:
+                pictures.append(np.asarray(draw(state)))
+            action, _ = policy(state.obs, jax.random.key(i))
+            state = step(state, action)
+            if bool(state.done[0]):
+                break
+        return np.stack(pictures)
+
+    return film
+
+
 def episode_pictures(env: ImitationEnv, episode: Episodes, size: int) -> UInt8[np.ndarray, "T size size 3"]:
     """The first robot of an evaluated episode in pictures, one per tick, until it ends."""
     qpos = jnp.asarray(episode.qpos[np.asarray(episode.alive)])
 
     @jax.jit
     def draw(qpos: Float[Array, " nq"]) -> UInt8[Array, "size size 3"]:
-        data = mjx.kinematics(env.env.mjx_model, mjx.make_data(env.env.mjx_model).replace(qpos=qpos))
+        data = posed(env.env.mjx_model, qpos)
         return env.pictures(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], data), size)[0]
 
     return np.stack([np.asarray(draw(q)) for q in qpos])

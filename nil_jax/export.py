@@ -20,8 +20,10 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import mujoco
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from nil_jax.envs import grounded
 from nil_jax.evaluation import Policy
 from nil_jax.rollout import ImitationEnv
 
@@ -71,11 +73,13 @@ def export_policy(env: ImitationEnv, policy: Policy, folder: Path) -> None:
     shapes = [jax.ShapeDtypeStruct((size,), jnp.float32) for size in (model.nq, model.nv, model.nu)]
     clock = jax.ShapeDtypeStruct((), jnp.int32)
     exported = jax.export.export(jax.jit(controller(env, policy)), platforms=PLATFORMS)(*shapes, clock)
+    qpos, qvel = _start(env)
     about = {
         "robot": robot.spec.name,
         "ctrl_dt": robot.dt,
         "substeps": robot.config.n_substeps,
-        "start_qpos": robot.start_qpos.tolist(),
+        "start_qpos": qpos.tolist(),
+        "start_qvel": qvel.tolist(),
         "joints": list(robot.joint_names),
         "actuators": [model.actuator(i).name for i in range(model.nu)],
         "inputs": ["qpos", "qvel", "action of the call before (at first zeros)", "calls before this one"],
@@ -87,6 +91,13 @@ def export_policy(env: ImitationEnv, policy: Policy, folder: Path) -> None:
     (folder / "policy.stablehlo").write_bytes(exported.serialize())
     (folder / "model.xml").write_text(_xml(robot.mj_spec))
     (folder / "policy.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _start(env: ImitationEnv) -> tuple[np.ndarray, np.ndarray]:
+    """Pose [nq] and velocity [nv] where evaluations begin: frame 0 of the motion, as fast as it is there."""
+    if env.config.starts == "rest" or env.motion is None:
+        return env.env.start_qpos, np.zeros(env.env.mj_model.nv)
+    return np.asarray(grounded(env.env, env.motion[0].at[0].set(0.0))), np.asarray(env.motion_velocity[0])
 
 
 def _xml(spec: mujoco.MjSpec) -> str:

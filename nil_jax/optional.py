@@ -1,5 +1,7 @@
 """Packages that only some settings need."""
 
+from typing import Any
+
 from mujoco.mjx import warp as mjx_warp
 
 
@@ -15,3 +17,16 @@ def require_warp(setting: str) -> None:
     if not mjx_warp.WARP_INSTALLED:
         raise ValueError(f'{setting}: expected the package warp-lang, got none; type: pip install "nil-jax[warp]"')
     mjx_warp.warp.config.log_level = mjx_warp.warp.LOG_WARNING
+
+
+def require_wandb() -> Any:
+    """The package wandb, which logs to Weights & Biases.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError('wandb: expected the package, got none; type: pip install "nil-jax[wandb]"') from None
+    return wandb

@@ -17,21 +17,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from nil_jax.config import Config, load_config
 from nil_jax.evaluation import Policy
+from nil_jax.files import check_fields, read_json, read_tensors
 from nil_jax.learning import LearnerState, make_policy
 from nil_jax.reference import draw_reference, with_embeddings
+from nil_jax.reference.prepare import CAMERA_ARRAYS
 from nil_jax.rendering import Camera
 from nil_jax.rollout import ImitationEnv
 from nil_jax.run import SavedRun
 
 WEIGHTS, ABOUT, SETTINGS = "policy.safetensors", "policy.json", "config.json"
 CAMERA = ("position", "rotation", "focal", "center")
+AXES = {"motion": 2, "start_qpos": 1, **{f"camera/{part}": shape for part, shape in CAMERA_ARRAYS.items()}}
+MAX_TICKS = 100_000  # of the motion
 FORMAT = "nil_jax_policy"
 KEYS = {"format", "robot", "fingerprint", "fps", "loop", "source", "steps", "evaluation", "versions"}
+
+
+@dataclass(frozen=True)
+class _About:
+    """Types of what policy.json says."""
+
+    robot: str
+    fingerprint: str
+    fps: float
+    loop: bool
+    source: dict
+    evaluation: dict
+    versions: dict
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,8 @@ def load_pretrained(name: str | Path) -> Pretrained:
     motion, start = tensors.pop("motion"), tensors.pop("start_qpos")
     saved = SavedRun(folder, about["robot"], about["fingerprint"], config, None, None)
     robot = saved.make_robot()
+    if motion.shape[1] != robot.mj_model.nq:
+        raise ValueError(f"policy: expected poses of {robot.mj_model.nq} numbers in motion, got {motion.shape[1]}")
     reference = draw_reference(robot, motion, about["fps"], loop=about["loop"], camera=camera)
     reference = dataclasses.replace(reference, start_qpos=start, provenance=reference.provenance | about["source"])
     encoder = config.train.load_encoder()
@@ -147,20 +165,28 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         ValueError: files that are missing, damaged, or hold something else.
     """
     try:
-        about, tensors = json.loads((folder / ABOUT).read_text()), load_file(folder / WEIGHTS)
+        about, tensors = read_json(folder / ABOUT, "policy"), read_tensors(folder / WEIGHTS, "policy")
         known = set(about)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except ValueError as error:
         raise ValueError(f"policy: expected {ABOUT} and {WEIGHTS} in {folder}, got {error}") from None
     if not known >= KEYS or about["format"] != FORMAT:
         missing = ", ".join(sorted(KEYS - known)) or "another format"
         raise ValueError(
             f"policy: expected {FORMAT} with {', '.join(sorted(KEYS))} in {folder / ABOUT}; wrong: {missing}"
         )
+    check_fields(_About, about, "policy")
     needed = {"motion", "start_qpos", *(f"camera/{part}" for part in CAMERA)}
     if not needed <= set(tensors):
         raise ValueError(
             f"policy: expected {', '.join(sorted(needed))} in {folder / WEIGHTS}, got {', '.join(tensors)}"
         )
+    wrong = [name for name, size in AXES.items() if tensors[name].shape != size and tensors[name].ndim != size]
+    if wrong:
+        raise ValueError(f"policy: expected another shape of {wrong[0]}, got {tensors[wrong[0]].shape}")
+    if not (0 < about["fps"] <= 1000 and 0 < len(tensors["motion"]) <= MAX_TICKS):
+        raise ValueError(f"policy: expected fps in (0, 1000] and at most {MAX_TICKS} ticks, got {about['fps']}")
+    if tensors["motion"].shape[1:] != tensors["start_qpos"].shape:
+        raise ValueError("policy: expected poses of one size in motion and start_qpos, got others")
     return about, tensors
 
 

@@ -169,6 +169,8 @@ class ImitationEnv(VmapWrapper):
         targets = self.targets(clock)
         state = self._step(state.replace(info=own), action, *(() if targets is None else (targets,)))
         terms = self._regularizers(state, action, previous_action)
+        if self.reward.own_weight > 0:
+            terms["own"] = state.reward
         lost = jnp.zeros(len(clock), bool)
         if self.motion is not None:
             pose_error = jnp.sqrt(self.squared_pose_errors(state.data, clock)[:, 0])
@@ -309,6 +311,7 @@ class ImitationEnv(VmapWrapper):
         terms = ["mask", "offset", *rewards.REGULARIZER_TERMS]
         terms += [term for term in rewards.IMAGE_TERMS if term != "mask" and self.reward.weight(term) > 0]
         terms += [] if self.motion is None else rewards.MOTION_TERMS
+        terms += [term for term in rewards.OWN_TERMS if self.reward.weight(term) > 0]
         return [f"reward/{term}" for term in terms]
 
     def _look(self, state: State, clock: Array, clip: Array | None) -> tuple[dict[str, Array], Array | None]:

@@ -23,13 +23,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from nil_jax import parallel
 from nil_jax.checkpoint import Checkpoints
-from nil_jax.config import Config, differences, load_config, save_config
+from nil_jax.config import Config, differences, flatten, load_config, save_config
 from nil_jax.envs import RobotEnv, make
 from nil_jax.envs.physics import OVERFLOW
 from nil_jax.envs.robot import DIVERGED
+from nil_jax.files import read_json
 from nil_jax.learning import ActorCritic, make_actor_critic, make_policy
-from nil_jax.metrics import MetricsLog, read_metrics
+from nil_jax.metrics import MetricsLog, check_wandb, read_metrics, start_wandb
 from nil_jax.reference import Reference
 from nil_jax.rollout import ImitationEnv
 
@@ -61,11 +63,14 @@ class Stop:
 
 
 class Run:
-    """One training run; `Run.open` makes it. Without a folder nothing is written, and all methods still work."""
+    """One training run; `Run.open` makes it. Without a folder nothing is written, and all methods still work.
+
+    Of several processes the first one writes and prints; checkpoints take part of each.
+    """
 
     def __init__(self, folder: Path | None, config: Config, robot: Mapping[str, str], resume: bool, progress: bool):
         self.folder, self.config, self.robot, self.resume = folder, config, robot, resume
-        self.console = Console(stderr=True, quiet=not progress)
+        self.console = Console(stderr=True, quiet=not (progress and parallel.is_first()))
         saved = SavedRun.load(folder) if resume else None
         self.reference, self.renderer = (saved.reference, saved.renderer) if saved else (None, None)
         self._metrics: MetricsLog | None = None
@@ -86,36 +91,60 @@ class Run:
         folder = None if output is None else Path(output)
         if resume:
             _check_resume(folder, config, robot)
-        elif folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder is not None and folder.exists() and not _can_begin(folder):
             raise ValueError(
                 f"output: expected a new or empty folder, got {folder}, which holds something; "
                 "choose another folder, or go on with the run that is in it: --resume"
             )
+        if config.train.wandb is not None:
+            if folder is None:
+                raise ValueError("wandb: expected a folder of the run, got none; give it with -o, or output=")
+            check_wandb()
+        parallel.wait_for_all("every process has looked at the folder")
         return cls(folder, config, robot, resume, progress)
 
     def start(self, reference: Reference | None, renderer: str | None) -> None:
         """Writes what is known before training, once everything that the user gave has been found good."""
         if self.folder is None:
             return
+        if parallel.is_first():
+            self._write_settings(reference, renderer)
+        parallel.wait_for_all("the folder is there")
+        self._checkpoints = Checkpoints(self.folder / "checkpoints")
+        if parallel.is_first():
+            self._metrics = MetricsLog(self.folder, self._checkpoints.latest or 0, self._start_wandb())
+
+    def _write_settings(self, reference: Reference | None, renderer: str | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder / "run.json")
-        if not self.resume:
-            save_config(self.config, self.folder / "config.json")
-            about = {**self.robot, "renderer": renderer, "versions": versions(), "device": device_name()}
-            (self.folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")
+        if self.resume:
+            return  # what is there already is never written again, so no kill can take it away
         if reference is not None:
             reference.save(self.folder / "reference", overwrite=True)
-        self._checkpoints = Checkpoints(self.folder / "checkpoints")
-        self._metrics = MetricsLog(self.folder, resumed=self._checkpoints.latest or 0)
+        save_config(self.config, self.folder / "config.json")
+        about = {**self.robot, "renderer": renderer, "versions": versions(), "device": device_name()}
+        # Last and in one piece: a run that has something in this file has everything beside it.
+        (self.folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")
 
-    def restore(self, state: Any) -> tuple[Any, int]:
-        """The newest checkpoint's state and its control steps, or the given state and 0 where none is saved yet."""
-        if not self.resume or self._checkpoints.latest is None:
-            return state, 0
-        step = self._checkpoints.latest
-        parts = self._checkpoints.restore(_parts(state, self.config.train.checkpoint_replay))
+    def _start_wandb(self) -> Any:
+        project = self.config.train.wandb
+        if project is None:
+            return None
+        run = start_wandb(self.folder, project, {**flatten(self.config), **self.robot})
+        where = f"offline; later, type: wandb sync {Path(run.dir).parent}" if run.offline else run.url
+        self.say(f"Weights & Biases: {where}")
+        return run
+
+    @property
+    def newest(self) -> int:
+        """Control steps of the checkpoint that a run goes on from; 0 where none is saved yet."""
+        return (self._checkpoints.latest or 0) if self.resume else 0
+
+    def restore(self, state: Any, step: int) -> Any:
+        """The state of a checkpoint, in the structure of the given one."""
+        parts = self._checkpoints.restore(_parts(state, self.config.train.checkpoint_replay), step)
         self.say(f"resumed at step {step:,}")
-        return _joined(state, parts), step
+        return _joined(state, parts)
 
     def begin(self, done: int, total: int) -> None:
         """Starts the progress bar."""
@@ -166,9 +195,8 @@ class Run:
     def checkpoint(self, step: int, state: Any, evaluation: Mapping[str, float]) -> None:
         """Saves the state and the evaluation that belongs to it."""
         self.say(f"step {step:,}: " + ", ".join(f"{name} {evaluation[name]:.2f}" for name in _shown(evaluation)))
-        if self.folder is None:
-            return
-        self._metrics.write(step, {f"evaluation/{name}": value for name, value in evaluation.items()})
+        if self._metrics is not None:
+            self._metrics.write(step, {f"evaluation/{name}": value for name, value in evaluation.items()})
         self.save(step, state)
 
     def save(self, step: int, state: Any) -> None:
@@ -179,6 +207,10 @@ class Run:
     def interrupted(self) -> str:
         """What to tell on Ctrl-C."""
         return f"stopped; {self._kept}"
+
+    def alone(self) -> str:
+        """What to tell when another process of the run has gone."""
+        return f"distributed: expected {jax.process_count()} processes, but one has gone; {self._kept}"
 
     def divergence(self) -> str:
         """What to tell when the learner diverges."""
@@ -201,7 +233,7 @@ class Run:
 
         self._stop_bar()
         self.console.print(evaluation_table(evaluation))
-        if self.folder is None:
+        if self.folder is None or not parallel.is_first():
             return
         (self.folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n")
         picture = curves(read_metrics(self.folder))
@@ -238,8 +270,8 @@ class SavedRun:
     """What a run folder holds, for evaluation."""
 
     folder: Path
-    robot: str
-    fingerprint: str
+    robot: str | None  # None: an environment of another kind
+    fingerprint: str | None
     config: Config
     reference: Reference | None
     renderer: str | None  # what drew; decided when the run began where the settings say "auto"
@@ -253,9 +285,13 @@ class SavedRun:
         """
         folder = Path(folder)
         try:
-            about = json.loads((folder / "run.json").read_text())
-            robot, fingerprint, renderer = about["robot"], about["fingerprint"], about.get("renderer")
-        except (OSError, json.JSONDecodeError, KeyError):
+            about = read_json(folder / "run.json", "run")
+            # Other environments have no robot.
+            known = [about["renderer"], about.get("robot"), about.get("fingerprint")]
+            if not all(value is None or isinstance(value, str) for value in known):
+                raise ValueError(known)
+            renderer, robot, fingerprint = known
+        except (ValueError, KeyError):
             raise ValueError(
                 f"run: expected a folder that `nil-jax train -o` made, got {folder}; it has no readable run.json"
             ) from None
@@ -282,8 +318,10 @@ class SavedRun:
         """The robot of the run.
 
         Raises:
-            ValueError: its model is another one than at the training.
+            ValueError: its model is another one than at the training, or it is no robot of this library.
         """
+        if self.robot is None:
+            raise ValueError(f"run: expected one of a robot, got {self.folder}, which trained another environment")
         robot = make(self.robot, self.config.env)
         if robot.fingerprint != self.fingerprint:
             raise ValueError(f"run: expected the robot it was trained with, but the model of {self.robot} has changed")
@@ -325,8 +363,16 @@ def versions() -> dict[str, str]:
 
 def device_name() -> str:
     """The accelerator's name, or the CPU with its number of devices."""
-    device = jax.devices()[0]
+    device = parallel.own_device()
     return device.device_kind if device.platform != "cpu" else f"cpu ({platform.machine()})"
+
+
+def _can_begin(folder: Path) -> bool:
+    """Whether a folder is empty, or that of a run that was killed before it began: its run.json is still empty."""
+    if not folder.is_dir():
+        return False
+    about = folder / "run.json"
+    return not any(folder.iterdir()) or (about.is_file() and about.stat().st_size == 0)
 
 
 def _locked(path: Path) -> IO:

@@ -1,11 +1,12 @@
 """`train`: a host loop around one compiled training step.
 
-Axes: N environments, K control steps of a reward tick.
+Axes: D devices, N environments of each of them, K control steps of a reward tick.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from nil_jax import evaluation
-from nil_jax.capacity import check_memory, with_fastest_renderer
+from nil_jax import evaluation, parallel
+from nil_jax.capacity import (
+    check_compiled,
+    check_memory,
+    check_plan,
+    compiled_bytes,
+    memory_plan,
+    plan_in_words,
+    with_fastest_renderer,
+)
 from nil_jax.config import Config
 from nil_jax.distill import fidelity
 from nil_jax.envs import AutoResetWrapper, Env, RobotEnv, State
@@ -52,12 +61,15 @@ CALLS = 200  # the compiled loop returns to the host about this often in a run, 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainingState:
-    """All that training carries from one training step to the next."""
+    """All that training carries from one training step to the next.
+
+    Every device has the learner and the key, and its own entry of the rest.
+    """
 
     learner: LearnerState
-    replay: ReplayState
-    env_state: State  # [N]
-    episode_return: Float[Array, " N"]  # of the running episodes
+    replay: ReplayState  # [D], each of its device's environments
+    env_state: State  # [D, N]
+    episode_return: Float[Array, "D N"]  # of the running episodes
     key: PRNGKeyArray
 
 
@@ -79,39 +91,74 @@ class Program(NamedTuple):
     actor_critic: ActorCritic
     init: Callable[[PRNGKeyArray], TrainingState]
     training_step: Callable[[TrainingState, Any], tuple[TrainingState, dict[str, Array]]]
+    shardings: TrainingState  # where the parts of a state lie
 
 
-def make_program(env: ImitationEnv, config: Config) -> Program:
+def make_program(env: ImitationEnv, config: Config, num_runs: int = 1) -> Program:
     """Joins environment, replay and learner into one training step.
 
     `training_step(state, None) -> (state, metrics)` runs one reward tick in all environments (K control steps) and then
     `K * grad_updates_per_step` gradient updates, as soon as the replay can be sampled. It has the form that
-    `jax.lax.scan` takes.
+    `jax.lax.scan` takes. Each of `config.train.num_devices` devices steps its share of the environments and samples its
+    share of a batch from them; gradients, statistics and metrics are averaged.
+
+    Of more than one run `init` takes a key for each, and states and metrics have a leading axis of runs.
+
+    Raises:
+        ValueError: more devices than there are, or environments or a batch that they cannot share evenly.
     """
-    num_envs = config.train.num_envs
+    mesh = parallel.make_mesh(config.train.num_devices or 1)
+    share = share_of_a_device(config, mesh.size)
     auto_env = AutoResetWrapper(env)
-    actor_critic = make_actor_critic(env.observation_size, env.action_size, config.learner)
-    replay = make_replay(config.learner, num_envs)
+    actor_critic = make_actor_critic(env.observation_size, env.action_size, share.learner, parallel.AXIS)
+    replay = make_replay(share.learner, share.train.num_envs)
+    whole, split = parallel.REPEATED, parallel.SPLIT
+    init = partial(_init, auto_env, actor_critic, replay, share.train.num_envs)
+    training_step = partial(_training_step, auto_env, actor_critic, replay, share)
+    specs = TrainingState(learner=whole, replay=split, env_state=split, episode_return=split, key=whole)  # type: ignore
+    if num_runs > 1:
+        init, training_step = jax.vmap(init), jax.vmap(training_step, in_axes=(0, None))
+        specs = parallel.behind_an_axis(specs)
+    on_devices = partial(jax.shard_map, mesh=mesh, check_vma=False)
     return Program(
         auto_env,
         actor_critic,
-        partial(_init, auto_env, actor_critic, replay, num_envs),
-        partial(_training_step, auto_env, actor_critic, replay, config),
+        on_devices(init, in_specs=whole, out_specs=specs),
+        on_devices(training_step, in_specs=(specs, whole), out_specs=(specs, whole)),
+        parallel.shardings(mesh, specs),
     )
+
+
+def share_of_a_device(config: Config, num_devices: int) -> Config:
+    """The settings with one device's part of everything that is split."""
+    learner = config.learner
+    for name, value in (("num_envs", config.train.num_envs), ("batch_size", learner.batch_size)):
+        if value % num_devices:
+            even = -(-value // num_devices) * num_devices
+            flag = f"--{name.replace('_', '-')} {even}"
+            raise ValueError(f"{name}: expected a multiple of num_devices ({num_devices}), got {value}; type: {flag}")
+    parts = {
+        "replay_size": learner.replay_size // num_devices,
+        "learning_starts": -(-learner.learning_starts // num_devices),
+        "batch_size": learner.batch_size // num_devices,
+        "num_envs": config.train.num_envs // num_devices,
+    }
+    return config.with_fields(**parts)
 
 
 def _init(
     env: AutoResetWrapper, actor_critic: ActorCritic, replay: Replay, num_envs: int, key: PRNGKeyArray
 ) -> TrainingState:
     key_learner, key_env, key_loop = jax.random.split(key, 3)
+    key_env = jax.random.fold_in(key_env, jax.lax.axis_index(parallel.AXIS))
     zero = jnp.zeros(())
     obs = jnp.zeros(env.observation_size)
     example = Transition(obs, jnp.zeros(env.action_size), zero, zero, obs, {"truncated": zero})
     return TrainingState(
         learner=actor_critic.init(key_learner),
-        replay=replay.init(example),
-        env_state=env.reset(jax.random.split(key_env, num_envs)),
-        episode_return=jnp.zeros(num_envs),
+        replay=parallel.entry(replay.init(example)),
+        env_state=parallel.entry(env.reset(jax.random.split(key_env, num_envs))),
+        episode_return=jnp.zeros((1, num_envs)),
         key=key_loop,
     )
 
@@ -119,33 +166,40 @@ def _init(
 def _training_step(
     env: AutoResetWrapper, actor_critic: ActorCritic, replay: Replay, config: Config, state: TrainingState, _: None
 ) -> tuple[TrainingState, dict[str, Array]]:
-    key_next, key_collect, key_update = jax.random.split(state.key, 3)
+    key_next, key_collect, key_sample, key_update = jax.random.split(state.key, 4)
+    key_collect, key_sample = (
+        jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS)) for key in (key_collect, key_sample)
+    )
     ticks = env.env.control_steps_per_tick
     policy = make_policy(actor_critic, state.learner)
-    env_state, transitions, env_metrics = collect(env, policy, state.env_state, key_collect)
+    env_state, transitions, env_metrics = collect(env, policy, parallel.own(state.env_state), key_collect)
     learner = actor_critic.observe(state.learner, transitions.observation)
-    memory = replay.add(state.replay, transitions)
+    memory = replay.add(parallel.own(state.replay), transitions)
     num_updates = ticks * config.learner.grad_updates_per_step
 
-    def update(learner: LearnerState, key: PRNGKeyArray) -> tuple[LearnerState, dict[str, Array]]:
-        key_sample, key_learn = jax.random.split(key)
-        return actor_critic.update(learner, replay.sample(memory, key_sample, config.learner.batch_size), key_learn)
+    keys = jax.random.split(key_sample, num_updates), jax.random.split(key_update, num_updates)
 
-    def learn(learner: LearnerState, key: PRNGKeyArray) -> tuple[LearnerState, dict[str, Array]]:
-        learner, metrics = jax.lax.scan(update, learner, jax.random.split(key, num_updates))
+    def update(learner: LearnerState, keys: tuple[Array, Array]) -> tuple[LearnerState, dict[str, Array]]:
+        batch = replay.sample(memory, keys[0], config.learner.batch_size)
+        return actor_critic.update(learner, batch, keys[1])
+
+    def learn(learner: LearnerState, keys: tuple[Array, Array]) -> tuple[LearnerState, dict[str, Array]]:
+        learner, metrics = jax.lax.scan(update, learner, keys)
         return learner, jax.tree.map(jnp.mean, metrics)
 
-    def wait(learner: LearnerState, key: PRNGKeyArray) -> tuple[LearnerState, dict[str, Array]]:
-        del key
-        shapes = jax.eval_shape(learn, learner, key_update)[1]
+    def wait(learner: LearnerState, keys: tuple[Array, Array]) -> tuple[LearnerState, dict[str, Array]]:
+        shapes = jax.eval_shape(learn, learner, keys)[1]
         return learner, jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), shapes)
 
-    learner, learner_metrics = jax.lax.cond(replay.can_sample(memory), learn, wait, learner, key_update)
-    episode_return, episodes = _episodes(state.episode_return, env_metrics)
+    # All devices have as many steps in their replays, so either all of them learn or none.
+    learner, learner_metrics = jax.lax.cond(replay.can_sample(memory), learn, wait, learner, keys)
+    episode_return, episodes = _episodes(parallel.own(state.episode_return), env_metrics)
+    env_means = {name: value.mean() for name, value in env_metrics.items() if name not in ("done", "fall")}
     metrics = {f"learner/{name}": value for name, value in learner_metrics.items()}
-    metrics |= {name: value.mean() for name, value in env_metrics.items() if name not in ("done", "fall")}
+    metrics |= jax.lax.pmean(env_means, parallel.AXIS) | jax.lax.psum(episodes, parallel.AXIS)
     metrics["learning"] = replay.can_sample(memory)
-    return TrainingState(learner, memory, env_state, episode_return, key_next), metrics | episodes
+    memory, env_state, episode_return = parallel.entry((memory, env_state, episode_return))
+    return TrainingState(learner, memory, env_state, episode_return, key_next), metrics
 
 
 def _episodes(running: Float[Array, " N"], metrics: dict[str, Array]) -> tuple[Float[Array, " N"], dict[str, Array]]:
@@ -171,6 +225,7 @@ def train(
     source_fps: float | None = None,
     encoder: Encoder | None = None,
     progress: bool = True,
+    callback: Callable[[int, dict[str, float], evaluation.Policy], None] | None = None,
     **overrides: Any,
 ) -> TrainingResult:
     """Trains a policy to move like the robot in a video.
@@ -186,6 +241,9 @@ def train(
         source_fps: frames per second of an array or folder.
         encoder: embeds clips for the video term, instead of the one that the config names.
         progress: show a progress bar.
+        callback: called as `callback(step, metrics, policy)` after each evaluation and its checkpoint (`num_evals` of
+            them), with the control steps so far, the policy's row of the evaluation and the policy as it is then;
+            of several processes in the first one. A KeyboardInterrupt that it raises stops the run.
         **overrides: single fields of `config`, as in `train(env, video, num_timesteps=300_000)`; `reward="paper"` for
             the published terms.
 
@@ -196,26 +254,92 @@ def train(
         ValueError: a setting, a clip or a folder that does not fit, with what to do.
         FloatingPointError: the learner diverged; the last good checkpoint is kept and named.
         OSError: the run's folder cannot be written; the same.
+        ConnectionError: another process of the run has gone; the same.
     """
     config = (config or Config()).with_fields(**overrides)
+    given = {"source_fps": source_fps, "encoder": encoder, "progress": progress, "callback": callback}
+    return _train(env, ref_video, config, {config.train.seed: output}, resume=resume, **given)[0]
+
+
+def train_seeds(
+    env: Env | str,
+    ref_video: str | Path | np.ndarray | Video | Reference | None = None,
+    *,
+    seeds: Sequence[int],
+    output: str | Path | None = None,
+    config: Config | None = None,
+    resume: bool = False,
+    source_fps: float | None = None,
+    encoder: Encoder | None = None,
+    progress: bool = True,
+    **overrides: Any,
+) -> list[TrainingResult]:
+    """Trains one policy per seed, side by side as a batch axis of one compiled program.
+
+    On an accelerator that one run does not fill, several take little longer than one. `num_timesteps`, `num_envs` and
+    the replay are those of each.
+
+    Args:
+        env: as in `train`, like all that is not named here.
+        ref_video: the same.
+        seeds: different integers.
+        output: folder in which each run gets one of its own, `seed_0` and so on, as `train` makes it.
+        config: the same.
+        resume: go on from the newest step that all seeds have a checkpoint of.
+        source_fps: the same.
+        encoder: the same.
+        progress: the same, of the first seed.
+        **overrides: the same.
+
+    Returns:
+        What `train` returns, for each seed.
+
+    Raises:
+        ValueError: no seeds, or one twice; and as `train` does, like the others. What ends one run ends all.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: expected one or more different integers, got {list(seeds)}")
+    config = (config or Config()).with_fields(**overrides)
+    outputs = {seed: None if output is None else Path(output) / f"seed_{seed}" for seed in seeds}
+    given = {"source_fps": source_fps, "encoder": encoder, "progress": progress}
+    return _train(env, ref_video, config, outputs, resume=resume, **given)
+
+
+def _train(
+    env: Env | str,
+    ref_video: Any,
+    config: Config,
+    outputs: dict[int, str | Path | None],  # by seed
+    *,
+    resume: bool,
+    source_fps: float | None,
+    encoder: Encoder | None,
+    progress: bool,
+    callback: Callable | None = None,
+) -> list[TrainingResult]:
     if isinstance(env, str):
         from nil_jax.envs import make
 
         env = make(env, config.env)
     # A replay never holds more than the run makes.
     replay_size = min(config.learner.replay_size, config.train.num_timesteps)
-    config = replace(config, env=getattr(env, "config", config.env)).with_fields(replay_size=replay_size)
-    run = Run.open(output, config, env, resume=resume, progress=progress)
+    num_devices = config.train.num_devices or jax.device_count()
+    config = replace(config, env=getattr(env, "config", config.env))
+    config = config.with_fields(replay_size=replay_size, num_devices=num_devices)
+    runs = [
+        Run.open(output, config.with_fields(seed=seed), env, resume=resume, progress=progress and i == 0)
+        for i, (seed, output) in enumerate(outputs.items())
+    ]
+    run = runs[0]
     encoder = encoder or _encoder(config, run)
     reference = _reference(env, ref_video, config, source_fps, run)
     if reference is not None and encoder is not None:
         _warn_of_stranger(encoder, env, run)
         reference = with_embeddings(reference, encoder)
-    imitation = _checked(ImitationEnv(env, reference, config.reward, encoder, config.imitation), config, run)
-    program = make_program(imitation, config)
-    run.start(reference, imitation.renderer_kind)
+    imitation = ImitationEnv(env, reference, config.reward, encoder, config.imitation)
+    imitation = _checked(imitation, config, run, len(runs))
     try:
-        return _train(program, config, run)
+        return _train_side_by_side(make_program(imitation, config, len(runs)), config, runs, callback)
     except KeyboardInterrupt:
         run.say(run.interrupted())
         raise
@@ -223,8 +347,13 @@ def train(
         if run.folder is None or isinstance(error, BrokenPipeError):  # nothing is written, or the reader has gone
             raise
         raise OSError(run.unwritable(error)) from error
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        raise ConnectionError(run.alone()) from error
     finally:
-        run.close()
+        for run in runs:
+            run.close()
 
 
 def _encoder(config: Config, run: Run) -> Encoder | None:
@@ -269,12 +398,14 @@ def _reference(env: Env, ref_video: Any, config: Config, source_fps: float | Non
     return given
 
 
-def _checked(env: ImitationEnv, config: Config, run: Run) -> ImitationEnv:
+def _checked(env: ImitationEnv, config: Config, run: Run, count: int) -> ImitationEnv:
     """Refuses what does not fit into memory; picks the renderer."""
     policies = 2 + len(evaluation.controls(env.action_size))  # trained and untrained ones beside their controls
-    check_memory(env, config.train.num_envs)
+    num_devices = config.train.num_devices or 1
+    drawn = count * config.train.num_envs // num_devices
+    check_memory(env, drawn, per_setting=count / num_devices)
     check_memory(env, policies * config.train.num_eval_envs, "num_eval_envs", policies)
-    return with_fastest_renderer(env, config.train.num_envs, run.say, run.renderer)
+    return with_fastest_renderer(env, drawn, run.say, run.renderer)
 
 
 def _check_same_clip(reference: Reference | None, given: Any, source_fps: float | None) -> None:
@@ -287,76 +418,152 @@ def _check_same_clip(reference: Reference | None, given: Any, source_fps: float 
         raise ValueError("resume: expected the clip that the run began with, got another; start a new run with -o")
 
 
-def _train(program: Program, config: Config, run: Run) -> TrainingResult:
-    env, seed = program.env.env, config.train.seed
+def _train_side_by_side(
+    program: Program, config: Config, runs: list[Run], callback: Callable | None
+) -> list[TrainingResult]:
+    """All runs in one program; what differs is their seeds."""
+    env, count = program.env.env, len(runs)
     steps_per_tick = config.train.num_envs * env.control_steps_per_tick
     ticks_per_call = max(1, config.train.num_timesteps // steps_per_tick // CALLS)
     steps_per_call = ticks_per_call * steps_per_tick
     total = -(-config.train.num_timesteps // steps_per_call) * steps_per_call
-    with run.stage("compile"):
-        call, evaluate = _compiled(program, config, ticks_per_call)
-    untrained = program.actor_critic.init(jax.random.key(seed))
-    state, done = run.restore(jax.jit(program.init)(jax.random.key(seed)))
-    run.begin(done, total)
-    episodes = None
-    with Stop(run.say) as stop:
+
+    def keys() -> list[PRNGKeyArray]:
+        return [jax.random.key(run.config.train.seed) for run in runs]
+
+    shapes = jax.eval_shape(lambda: program.init(_joined(keys())))
+    _check_plan(env, shapes, config, runs)
+    with runs[0].stage("compile"):
+        call, evaluate = _compiled(program, config, shapes, ticks_per_call)
+    for run in runs:
+        run.start(env.reference, env.renderer_kind)
+    untrained = [program.actor_critic.init(key) for key in keys()]
+    state = jax.jit(lambda: program.init(_joined(keys())), out_shardings=program.shardings)()
+    done = min(run.newest for run in runs)
+    if done:
+        state = _joined([run.restore(_part(state, i, count), done) for i, run in enumerate(runs)])
+        state = state if count == 1 else jax.device_put(state, program.shardings)
+    for run in runs:
+        run.begin(done, total)
+    episodes = []
+    with Stop(runs[0].say) as stop:
         while done < total:
             started = time.perf_counter()
             state, metrics = call(state)
-            metrics = _summary(jax.device_get(metrics))
+            metrics = jax.device_get(metrics)
             evals_before, evals = (n * config.train.num_evals // total for n in (done, done + steps_per_call))
             done += steps_per_call
-            run.log(done, metrics, steps_per_call / (time.perf_counter() - started))
-            if not np.isfinite(metrics.get("learner/critic_loss", 0.0)):
-                raise FloatingPointError(run.divergence())
+            seconds = time.perf_counter() - started
+            for i, run in enumerate(runs):
+                summary = _summary(metrics if count == 1 else {name: value[:, i] for name, value in metrics.items()})
+                run.log(done, summary, steps_per_call / seconds)
+                if not np.isfinite(summary.get("learner/critic_loss", 0.0)):
+                    raise FloatingPointError(run.divergence())
             if evals > evals_before:
-                episodes = evaluate(state.learner, untrained)
-                run.checkpoint(done, state, evaluation.summary(episodes)["policy"])
-            if stop.asked:
-                run.save(done, state)
+                episodes = [evaluate(_part(state.learner, i, count), untrained[i]) for i in range(count)]
+                for i, run in enumerate(runs):
+                    row = evaluation.summary(episodes[i])["policy"]
+                    run.checkpoint(done, _part(state, i, count), row)
+                    if callback is not None and parallel.is_first():
+                        # A copy: the next call takes the memory of this state.
+                        learner = jax.tree.map(jnp.copy, parallel.first_copy(_part(state.learner, i, count)))
+                        callback(done, row, make_policy(program.actor_critic, learner, deterministic=True))
+            if parallel.any_process(stop.asked):
+                for i, run in enumerate(runs):
+                    run.save(done, _part(state, i, count))
                 raise KeyboardInterrupt
-    if episodes is None:  # the run had ended before
-        episodes = evaluate(state.learner, untrained)
-    rows = evaluation.summary(episodes)
+    learners = [_part(state.learner, i, count) for i in range(count)]
+    if not episodes:  # the runs had ended before
+        episodes = [evaluate(*pair) for pair in zip(learners, untrained, strict=True)]
+    return [_result(program, *found) for found in zip(runs, learners, episodes, strict=True)]
+
+
+def _result(program: Program, run: Run, learner: LearnerState, episodes: dict[str, Any]) -> TrainingResult:
+    """Writes what belongs to the end of a run."""
+    env, rows = program.env.env, evaluation.summary(episodes)
     run.finish(rows)
-    if run.folder is not None and env.reference is not None:
+    writes = run.folder is not None and parallel.is_first()
+    if writes and env.reference is not None:
         pictures = evaluation.episode_pictures(env, episodes["policy"], PANEL)
         write_comparison(run.folder / "comparison.mp4", env.reference, pictures)
-    if run.folder is not None:
+    if writes:
         write_report(run.folder)
-    policy = make_policy(program.actor_critic, state.learner, deterministic=True)
-    return TrainingResult(policy, rows, state.learner, env.reference, run.folder)
+    learner = parallel.first_copy(learner)
+    policy = make_policy(program.actor_critic, learner, deterministic=True)
+    return TrainingResult(policy, rows, learner, env.reference, run.folder)
+
+
+def _part(tree: Any, index: int, count: int) -> Any:
+    """Of what has an axis of runs, if there are several, that of one run."""
+    return tree if count == 1 else jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _joined(trees: Sequence[Any]) -> Any:
+    """The opposite of `_part`."""
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _check_plan(env: ImitationEnv, shapes: TrainingState, config: Config, runs: list[Run]) -> None:
+    """Tells what the runs will keep in memory, and refuses them if that is too much."""
+    learner, num_envs, num_devices = config.learner, config.train.num_envs, config.train.num_devices or 1
+    plan = memory_plan(shapes, env, len(runs) * num_envs // num_devices, num_devices)
+    runs[0].say(f"memory: {plan_in_words(plan)}")
+    check_plan(plan, learner.replay_size, learner.learning_starts, num_envs)
 
 
 def _compiled(
-    program: Program, config: Config, ticks_per_call: int
-) -> tuple[Callable[[TrainingState], tuple], Callable[[LearnerState, LearnerState], dict[str, evaluation.Episodes]]]:
-    """The loop over training steps, and the evaluation of two learner states beside the controls."""
-    env = program.env.env
+    program: Program, config: Config, shapes: TrainingState, ticks: int
+) -> tuple[
+    Callable[[TrainingState], tuple[TrainingState, dict[str, Array]]],
+    Callable[[LearnerState, LearnerState], dict[str, evaluation.Episodes]],
+]:
+    """So many training steps, and the evaluation; XLA compiles each on one core, so they are compiled side by side."""
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(_lowered_call(program, shapes, ticks).compile)
+        evaluate = pool.submit(_lowered_evaluation(program, config).compile)
+    check_compiled(compiled_bytes(call.result()))
+    return call.result(), _evaluation(program, config, evaluate.result())
 
+
+def _lowered_call(program: Program, shapes: TrainingState, ticks: int) -> jax.stages.Lowered:
     def call(state: TrainingState) -> tuple[TrainingState, dict[str, Array]]:
-        return jax.lax.scan(program.training_step, state, None, length=ticks_per_call)
+        return jax.lax.scan(program.training_step, state, None, length=ticks)
 
-    def policies(learner: LearnerState, untrained: LearnerState) -> dict[str, evaluation.Policy]:
-        return {
-            "policy": make_policy(program.actor_critic, learner, deterministic=True),
-            "untrained policy": make_policy(program.actor_critic, untrained, deterministic=True),
-            **evaluation.controls(env.action_size),
-        }
+    in_place = {"in_shardings": (program.shardings,), "out_shardings": (program.shardings, None), "donate_argnums": 0}
+    return jax.jit(call, **in_place).lower(shapes)
 
+
+def _policies(program: Program, learner: LearnerState, untrained: LearnerState) -> dict[str, evaluation.Policy]:
+    """A learner and an untrained one beside the controls."""
+    return {
+        "policy": make_policy(program.actor_critic, learner, deterministic=True),
+        "untrained policy": make_policy(program.actor_critic, untrained, deterministic=True),
+        **evaluation.controls(program.env.env.action_size),
+    }
+
+
+def _lowered_evaluation(program: Program, config: Config) -> jax.stages.Lowered:
     def run_episodes(learner: LearnerState, untrained: LearnerState, key: PRNGKeyArray) -> dict:
-        return evaluation.run_episodes(env, policies(learner, untrained), config.train.num_eval_envs, key)
+        policies = _policies(program, learner, untrained)
+        return evaluation.run_episodes(program.env.env, policies, config.train.num_eval_envs, key)
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(program.init, key)
-    compiled_call = jax.jit(call, donate_argnums=0).lower(shapes).compile()
-    compiled_episodes = jax.jit(run_episodes).lower(shapes.learner, shapes.learner, key).compile()
+    key = jax.random.key(config.train.seed)
+    shapes = jax.eval_shape(program.actor_critic.init, key)
+    return jax.jit(run_episodes).lower(shapes, shapes, key)
+
+
+def _evaluation(
+    program: Program, config: Config, compiled: Callable
+) -> Callable[[LearnerState, LearnerState], dict[str, evaluation.Episodes]]:
+    key = jax.random.key(config.train.seed)
 
     def evaluate(learner: LearnerState, untrained: LearnerState) -> dict[str, evaluation.Episodes]:
-        episodes = jax.device_get(compiled_episodes(learner, untrained, jax.random.key(config.train.seed)))
-        return {name: episodes[name] for name in policies(learner, untrained)}
+        # Every process does the same on its first device: none would have anything else to do meanwhile.
+        learner = parallel.first_copy(learner)
+        episodes = jax.device_get(compiled(learner, untrained, key))
+        return {name: episodes[name] for name in _policies(program, learner, untrained)}
 
-    return compiled_call, evaluate
+    return evaluate
 
 
 def _summary(metrics: dict[str, np.ndarray]) -> dict[str, float]:

@@ -7,6 +7,7 @@ if __name__ != "nil_jax.rewards":
 from nil_jax.rewards.composite import (
     IMAGE_TERMS,
     MOTION_TERMS,
+    OWN_TERMS,
     REGULARIZER_TERMS,
     RewardConfig,
     combine,
@@ -23,6 +24,7 @@ from nil_jax.rewards.similarity import cosine_similarity, gaussian_similarity, l
 __all__ = [
     "IMAGE_TERMS",
     "MOTION_TERMS",
+    "OWN_TERMS",
     "REGULARIZER_TERMS",
     "Encoder",
     "Pooling",

@@ -12,9 +12,10 @@ from nil_jax.rewards import masks, regularizers, similarity
 
 MOTION_TERMS = ("pose", "travel")  # similarities in [0, 1] with the motion fitted to the clip, every step
 IMAGE_TERMS = ("video", "mask", "soft_mask", "outline")  # similarities in [0, 1], seen at reward ticks
+OWN_TERMS = ("own",)  # what the robot's own reward says, every step; `RobotEnv.with_reward` sets it
 REGULARIZER_TERMS = ("torque", "action_rate", "velocity", "foot_slip", "tilt")  # penalties in [-1, 0], every step
 SCALES = ("video_l2", "outline", "pose", "travel", "velocity", "foot_slip")  # what a deviation is measured by
-TERMS = IMAGE_TERMS + MOTION_TERMS + REGULARIZER_TERMS
+TERMS = IMAGE_TERMS + MOTION_TERMS + OWN_TERMS + REGULARIZER_TERMS
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class RewardConfig:
     outline_weight: float = 5.0
     pose_weight: float = 2.0  # off without a motion of the reference, as travel is
     travel_weight: float = 2.0
+    own_weight: float = 0.0  # of the robot's own reward
     torque_weight: float = 0.1
     action_rate_weight: float = 0.1
     velocity_weight: float = 0.1
@@ -165,10 +167,11 @@ def combine(
 ) -> tuple[Float[Array, "*batch"], dict[str, Array]]:
     """Weigh the terms of one control step.
 
-        R = image_scale * sum_image w_i s_i  +  sum_motion w_i s_i  +  sum_regularizers w_j (1 + p_j)
+        R = image_scale * sum_image w_i s_i  +  sum_motion w_i s_i  +  w r  +  sum_regularizers w_j (1 + p_j)
 
-    with s in [0, 1] and p in [-1, 0], so R >= 0 for every step. A step that falls is worth what the caller says, at
-    most 0: then falling never pays. The published total (arXiv 2503.10626) is R without the offset sum_j w_j.
+    with s in [0, 1] and p in [-1, 0], so R >= 0 for every step if the robot's own reward r is. A step that falls
+    is worth what the caller says, at most 0: then falling never pays. The published total (arXiv
+    2503.10626) is R without the offset sum_j w_j.
 
     Args:
         terms: unweighted values by name; a term with zero weight may be absent, and is logged if present.
@@ -203,7 +206,7 @@ def combine(
         if term in IMAGE_TERMS:
             logged[f"reward/{term}"] = value * scale
             total = total + config.weight(term) * logged[f"reward/{term}"]
-        elif term in MOTION_TERMS:
+        elif term in MOTION_TERMS + OWN_TERMS:
             logged[f"reward/{term}"] = value
             total = total + config.weight(term) * value
         else:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
+from nil_jax.files import read_json, read_tensors
 from nil_jax.rewards import i3d, i3d_weights, student
 from nil_jax.rewards.student import CONFIG
 from nil_jax.rewards.timesformer import Timesformer, TimesformerConfig, params_from_tensors, preprocess, tensor_shapes
@@ -115,13 +116,13 @@ def _check_pooling(pooling: str | None, network: str) -> str:
 
 def _is_student(folder: Path) -> bool:
     try:
-        return json.loads((folder / CONFIG).read_text())["model_type"] == student.MODEL_TYPE
-    except (OSError, ValueError, TypeError, KeyError):
+        return read_json(folder / CONFIG, "encoder")["model_type"] == student.MODEL_TYPE
+    except (ValueError, KeyError):
         return False
 
 
 def _load_student(folder: Path, pooling: str | None, dtype: str, num_frames: int | None) -> Encoder:
-    settings = json.loads((folder / CONFIG).read_text())
+    settings = read_json(folder / CONFIG, "encoder")
     config = student.student_config(settings)
     for setting, given, usual in (("pooling", pooling, None), ("dtype", dtype, "float32")):
         if given != usual:
@@ -302,20 +303,15 @@ def _read_config(folder: Path) -> TimesformerConfig:
     contents = [{}, {}]
     for i, name in enumerate(("config.json", "preprocessor_config.json")):
         if (folder / name).is_file():
-            try:
-                contents[i] = json.loads((folder / name).read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"encoder: expected JSON in {folder / name}, got {error}") from error
+            contents[i] = read_json(folder / name, "encoder")
     return TimesformerConfig.from_hf(*contents)
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """All tensors of the backbone by name, without the prefix that classification checkpoints add."""
-    from safetensors import SafetensorError, safe_open
-
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        files = _named_files(folder, read_json(index, "encoder").get("weight_map"))
     else:
         files = sorted(folder.glob("*.safetensors"))
     missing = [file.name for file in files if not file.is_file()]
@@ -330,14 +326,19 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         )
     tensors = {}
     for file in files:
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a dict)
-                    if name not in CLASSIFIER:
-                        tensors[name.removeprefix("timesformer.")] = opened.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"encoder: expected a safetensors file, {file} is not readable: {error}") from error
+        found = read_tensors(file, "encoder").items()
+        tensors |= {name.removeprefix("timesformer."): value for name, value in found if name not in CLASSIFIER}
     return tensors
+
+
+def _named_files(folder: Path, names: Any) -> list[Path]:
+    """The files that an index names, which are in its folder."""
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"encoder: expected a weight_map of names in the index of {folder}, got another thing")
+    outside = [name for name in names.values() if Path(name).name != name]
+    if outside:
+        raise ValueError(f"encoder: expected files in {folder}, got {outside[0]!r} in its index")
+    return [folder / name for name in sorted(set(names.values()))]
 
 
 def _check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:

@@ -17,8 +17,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Shaped
 
+from nil_jax.files import check_fields
 from nil_jax.rewards.similarity import safe_norm
-from nil_jax.rewards.timesformer import Block, Timesformer, TimesformerConfig, layer_norm, preprocess
+from nil_jax.rewards.timesformer import LARGEST, Block, Timesformer, TimesformerConfig, layer_norm, preprocess
 
 MODEL_TYPE = "nil_jax_student"  # in config.json
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -48,8 +49,10 @@ class StudentConfig:
     def __post_init__(self):
         _ = self.space, self.time  # whose own checks speak
         for name in ("pose_size", "teacher_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name}: expected a whole number from 1 to {LARGEST}, got {getattr(self, name)}")
+        if self.num_frames > LARGEST:
+            raise ValueError(f"num_frames: expected at most {LARGEST}, got {self.num_frames}")
         if not (self.teacher_weight >= 0 and self.scale > 0):
             raise ValueError(f"scale, teacher_weight: expected > 0 and >= 0, got {self.scale}, {self.teacher_weight}")
 
@@ -164,7 +167,9 @@ def student_config(settings: dict[str, Any]) -> StudentConfig:
         ValueError: values that are missing or do not fit.
     """
     try:
-        return StudentConfig(**{f.name: settings[f.name] for f in fields(StudentConfig)})
+        values = {f.name: settings[f.name] for f in fields(StudentConfig)}
+        check_fields(StudentConfig, values, "encoder")
+        return StudentConfig(**values)
     except (KeyError, TypeError) as error:
         raise ValueError(f"encoder: expected all settings of a student in {CONFIG}, got {error!r}") from None
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from nil_jax.files import check_fields
 from nil_jax.rewards.pixels import square_pixels
 
 ACTIVATIONS = {
@@ -24,6 +25,7 @@ ACTIVATIONS = {
     "relu": nn.relu,
     "silu": nn.silu,
 }
+LARGEST = 2**16  # of any size: a file that says more would take all memory before it is found wrong
 ATTENTION_TYPES = ("divided_space_time", "joint_space_time", "space_only")
 
 
@@ -58,14 +60,14 @@ class TimesformerConfig:
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act: expected one of {tuple(ACTIVATIONS)}, got {self.hidden_act!r}")
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name}: expected a whole number from 1 to {LARGEST}, got {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size: expected a multiple of num_attention_heads = {self.num_attention_heads}, "
                 f"got {self.hidden_size}"
             )
-        if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
+        if self.patch_size < 1 or not 1 <= self.image_size <= LARGEST or self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size: expected a multiple of patch_size = {self.patch_size}, got {self.image_size}"
             )
@@ -97,7 +99,8 @@ class TimesformerConfig:
         for name in ("image_size", "patch_size"):
             sides = values.get(name)
             if isinstance(sides, list | tuple):
-                if len(set(sides)) != 1:
+                sides = list(sides)
+                if not 1 <= len(sides) <= 3 or any(side != sides[0] for side in sides):
                     raise ValueError(f"{name}: expected a square, got {sides}")
                 values[name] = sides[0]
         preprocessor = preprocessor or {}
@@ -110,7 +113,11 @@ class TimesformerConfig:
         else:
             for name in ("image_mean", "image_std"):
                 if name in preprocessor:
-                    values[name] = tuple(preprocessor[name])
+                    values[name] = preprocessor[name]
+        for name in ("image_mean", "image_std"):
+            values[name] = tuple(values[name]) if isinstance(values.get(name), list) else values.get(name)
+        values = {name: value for name, value in values.items() if value is not None}
+        check_fields(cls, values, "encoder")
         return cls(**values)
 
 

@@ -123,9 +123,12 @@ class _Parts(NamedTuple):
     distribution: NormalTanhDistribution
     optimizers: dict[str, optax.GradientTransformation]
     target_entropy: float  # nats
+    axis: str | None  # of the devices that share a batch
 
 
-def make_actor_critic(observation_size: int, action_size: int, config: LearnerConfig) -> ActorCritic:
+def make_actor_critic(
+    observation_size: int, action_size: int, config: LearnerConfig, axis: str | None = None
+) -> ActorCritic:
     """Build the functions of a soft actor-critic.
 
     Observations go in and out raw and are normalised where they are used, so a replayed one is always seen through the
@@ -136,6 +139,8 @@ def make_actor_critic(observation_size: int, action_size: int, config: LearnerCo
       observation_size: O.
       action_size: A.
       config: the settings.
+      axis: name of a mapped axis over devices (`jax.shard_map`). Each then calls `observe` and `update` with its own
+        part of the data, and all of them get what one device would have got from the whole.
 
     Returns:
       The functions.
@@ -153,11 +158,12 @@ def make_actor_critic(observation_size: int, action_size: int, config: LearnerCo
         distribution=NormalTanhDistribution(action_size, min_std=_MIN_ACTION_STD),
         optimizers=_make_optimizers(config),
         target_entropy=-config.target_entropy_scale * action_size,
+        axis=axis,
     )
     return ActorCritic(
         init=partial(_init, parts, observation_size, action_size),
         act=partial(_act, parts),
-        observe=partial(_observe, config),
+        observe=partial(_observe, parts),
         update=partial(_update, parts),
     )
 
@@ -237,10 +243,12 @@ def _average_rate(config: LearnerConfig, state: LearnerState) -> Float[Array, ""
     return jnp.maximum(config.actor_average, 1.0 / (state.steps + 1.0))
 
 
-def _observe(config: LearnerConfig, state: LearnerState, observations: Float[Array, "*N O"]) -> LearnerState:
-    if not config.normalize_observations:
+def _observe(parts: _Parts, state: LearnerState, observations: Float[Array, "*N O"]) -> LearnerState:
+    if not parts.config.normalize_observations:
         return state
-    normalizer = running_statistics.update(state.normalizer, observations, std_min_value=_MIN_OBSERVATION_STD)
+    normalizer = running_statistics.update(
+        state.normalizer, observations, std_min_value=_MIN_OBSERVATION_STD, pmap_axis_name=parts.axis
+    )
     return replace(state, normalizer=normalizer)
 
 
@@ -261,7 +269,9 @@ def _update(
     critic_params, critic_opt = _descend(parts, state, "critic", state.params["critic"], critic_grad)
     (actor_loss, log_prob), actor_grad = _actor_gradient(parts, state, critic_params, observation, key_actor)
     actor_params, actor_opt = _descend(parts, state, "actor", state.params["actor"], actor_grad)
-    alpha_loss, alpha_grad = jax.value_and_grad(losses.alpha_loss)(state.log_alpha, log_prob, parts.target_entropy)
+    alpha_loss, alpha_grad = _mean(
+        parts, jax.value_and_grad(losses.alpha_loss)(state.log_alpha, log_prob, parts.target_entropy)
+    )
     log_alpha, alpha_opt = _descend(parts, state, "alpha", state.log_alpha, alpha_grad)
 
     metrics = {
@@ -269,7 +279,7 @@ def _update(
         "actor_loss": actor_loss,
         "alpha_loss": alpha_loss,
         "alpha": jnp.exp(state.log_alpha),
-        "entropy": -jnp.mean(log_prob),
+        "entropy": -_mean(parts, jnp.mean(log_prob)),
         "value": value,
         "critic_grad_norm": optax.tree.norm(critic_grad),
         "actor_grad_norm": optax.tree.norm(actor_grad),
@@ -305,7 +315,7 @@ def _critic_gradient(parts, state, observation, batch, next_observation, key):
         values = parts.critic.apply(params, observation, batch.action)
         return loss_of_kind(values, target), jnp.mean(values)
 
-    return jax.value_and_grad(loss, has_aux=True)(state.params["critic"])
+    return _mean(parts, jax.value_and_grad(loss, has_aux=True)(state.params["critic"]))
 
 
 def _actor_gradient(parts, state, critic_params, observation, key):
@@ -317,14 +327,30 @@ def _actor_gradient(parts, state, critic_params, observation, key):
         value = jnp.mean(losses.pessimistic_values(values, parts.config.pessimism), axis=-1)
         return losses.actor_loss(log_prob, value, jnp.exp(state.log_alpha)), log_prob
 
-    return jax.value_and_grad(loss, has_aux=True)(state.params["actor"])
+    (loss_value, log_prob), grad = jax.value_and_grad(loss, has_aux=True)(state.params["actor"])
+    loss_value, grad = _mean(parts, (loss_value, grad))
+    return (loss_value, log_prob), grad
 
 
 def _sample_action(parts, actor_params, observation, key):
     """(action [B, A], log density [B]), differentiable in the actor's parameters; the observation is normalised."""
     logits = parts.actor.apply(actor_params, observation)
-    before_tanh = parts.distribution.sample_no_postprocessing(logits, key)
+    normal = parts.distribution.create_dist(logits)
+    before_tanh = _noise(parts, key, normal.loc.shape) * normal.scale + normal.loc
     return parts.distribution.postprocess(before_tanh), parts.distribution.log_prob(logits, before_tanh)
+
+
+def _noise(parts: _Parts, key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "B A"]:
+    """Normal; of several devices each draws that of the whole batch, and takes its part: so all agree with one."""
+    if parts.axis is None:
+        return jax.random.normal(key, shape)
+    whole = jax.random.normal(key, (jax.lax.axis_size(parts.axis) * shape[0], shape[1]))
+    return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index(parts.axis) * shape[0], shape[0])
+
+
+def _mean(parts: _Parts, tree: Any) -> Any:
+    """Over the devices."""
+    return tree if parts.axis is None else jax.lax.pmean(tree, parts.axis)
 
 
 def _descend(parts: _Parts, state: LearnerState, name: str, params: Any, grad: Any) -> tuple[Any, Any]:

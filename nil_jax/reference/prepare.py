@@ -7,8 +7,6 @@ import importlib.metadata
 import json
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -20,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
+from nil_jax.files import one_line, read_archive, read_json
 from nil_jax.reference.align import faces_left, fit_start
 from nil_jax.reference.clip_masks import SEGMENTERS, find_masks
 from nil_jax.reference.motion import fit_motion, steadied
@@ -118,12 +117,10 @@ class Reference:
                     f"reference: expected a folder with {name}, got {folder}; make one with `nil-jax prepare`"
                 )
         try:
-            settings = json.loads((folder / SETTINGS).read_text())
+            settings = read_json(folder / SETTINGS, "reference")
             if settings["format"] != FORMAT:
                 raise ValueError(f"format: expected {FORMAT}, got {settings['format']}")
-            # Opened here: np.load leaves the file open where it is not a whole archive.
-            with (folder / ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                arrays = dict(archive)
+            arrays = read_archive(folder / ARRAYS)
             camera = Camera(**{name: jnp.asarray(arrays[f"camera_{name}"]) for name in CAMERA_ARRAYS})
             embeddings = {k.removeprefix(EMBEDDING): v for k, v in arrays.items() if k.startswith(EMBEDDING)}
             parts = {name: arrays[name] for name in ("frames", "masks", "start_qpos")} | {
@@ -131,8 +128,8 @@ class Reference:
             }
             fps, loop, provenance = float(settings["fps"]), bool(settings["loop"]), dict(settings["provenance"])
             return cls(fps=fps, loop=loop, camera=camera, embeddings=embeddings, provenance=provenance, **parts)
-        except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            detail = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
+        except Exception as error:  # a file that is no such archive can fail in any way
+            detail = f"no {error}" if isinstance(error, KeyError) else one_line(error)
             raise ValueError(
                 f"reference {folder}: expected a complete one, got a damaged one ({detail}); prepare the clip again"
             ) from None

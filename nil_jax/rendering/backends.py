@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from mujoco import mjx
 
 from nil_jax.optional import require_warp
+from nil_jax.parallel import own_device
 from nil_jax.rendering.camera import Camera
 from nil_jax.rendering.render import render, render_masks
 from nil_jax.rendering.scene import Scene
@@ -75,8 +76,8 @@ class WarpRenderer:
         require_warp("renderer")
         self.camera = camera
         self._mj_model = _with_camera_and_lamps(spec, geom_ids)
-        self._mjx_model = mjx.put_model(self._mj_model, impl="warp")
-        self._data = mjx.make_data(self._mj_model, impl="warp", naconmax=1, njmax=1)
+        self._mjx_model = mjx.put_model(self._mj_model, device=own_device(), impl="warp")
+        self._data = mjx.make_data(self._mj_model, device=own_device(), impl="warp", naconmax=1, njmax=1)
         self._contexts = {}
 
     def masks(

@@ -9,6 +9,7 @@ import pytest
 
 from nil_jax import ImitationEnv
 from nil_jax.adapters import as_brax, as_gymnasium
+from nil_jax.envs import Env, State
 from nil_jax.rewards import RewardConfig
 
 # Brax and JAXopt warn that they are no longer developed.
@@ -40,7 +41,7 @@ def test_for_brax_episodes_restart_and_robots_are_looked_at_in_time(imitation):
     assert float(state.info["episode_metrics"]["sum_reward"][0]) > 0
 
 
-@pytest.mark.parametrize("trainer", ["ppo", "sac"])
+@pytest.mark.parametrize("trainer", ["ppo", pytest.param("sac", marks=pytest.mark.slow)])
 def test_brax_trains_on_ours(imitation, trainer, monkeypatch):
     monkeypatch.setattr(jax, "device_put_replicated", replicated, raising=False)
     jax.config.update("jax_debug_key_reuse", False)  # Brax uses keys twice
@@ -101,6 +102,64 @@ def test_gymnasium_sees_arrays_and_true_last_observations(imitation):
         assert ("final_obs" in infos) == over.any()
         if over.any():
             np.testing.assert_array_equal(infos["_final_obs"], over)
-            assert (infos["final_obs"][~over] == obs[~over]).all() and (infos["final_obs"][over] != obs[over]).any()
+            assert all((last is not None) == end for last, end in zip(infos["final_obs"], over, strict=True))
+            assert all((infos["final_obs"][i] != obs[i]).any() for i in np.flatnonzero(over))
         ended += int(over.sum())
     assert ended >= 3
+
+
+class Climb(Env):
+    """A point that actions push up from a random height: over the top the episode ends, or after 8 steps."""
+
+    observation_size, action_size, dt, episode_length = 1, 2, 0.1, 8
+
+    def reset(self, key):
+        height, zero = jax.random.uniform(key, (1,)), jnp.float32(0)
+        return State(height, height, zero, jnp.bool_(False), jnp.bool_(False), {"pace": zero}, {"step": jnp.int32(0)})
+
+    def step(self, state, action):
+        pace, steps = 0.2 * action.mean(), state.info["step"] + 1
+        height = state.data + pace
+        flags = height[0] > 2.0, steps >= self.episode_length
+        return State(height, height, height[0], *flags, {"pace": pace}, {"step": steps})
+
+
+def test_gymnasiums_own_checker_finds_nothing(recwarn):
+    checker = pytest.importorskip("gymnasium.utils.env_checker")
+    checker.check_env(as_gymnasium(Climb()))
+    # An observation has no bounds, as in Gymnasium's robots, and nothing is registered with Gymnasium.
+    known = ("maximum value is infinity", "minimum value is -infinity", "not having a spec")
+    assert [str(w.message) for w in recwarn if not any(part in str(w.message) for part in known)] == []
+
+
+def of_form(value):
+    """Names, shapes and types of what a vector environment tells."""
+    if isinstance(value, dict):
+        return {name: of_form(part) for name, part in value.items()}
+    return value.shape, value.dtype
+
+
+def test_many_robots_act_as_gymnasiums_own_vector_of_single_ones():
+    vector = pytest.importorskip("gymnasium.vector")
+    ours = as_gymnasium(Climb(), 3)
+    theirs = vector.SyncVectorEnv([lambda: as_gymnasium(Climb())] * 3, autoreset_mode="SameStep")
+    assert ours.metadata["autoreset_mode"] == theirs.metadata["autoreset_mode"]
+    for name in ("observation_space", "action_space", "single_observation_space", "single_action_space"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    np.testing.assert_array_equal(ours.reset(seed=7)[0], theirs.reset(seed=7)[0])
+    first, kinds, actions = np.ones(3, bool), set(), np.full((3, 2), [[1.0], [1.0], [0.1]])
+    for _ in range(8):  # behind its first end a robot's start is drawn: values are compared until then
+        found, expected = ours.step(actions), theirs.step(actions)
+        assert [(part.shape, part.dtype) for part in found[:4]] == [(part.shape, part.dtype) for part in expected[:4]]
+        for i in np.flatnonzero(first):
+            over = expected[2][i] | expected[3][i]
+            assert [part[i] for part in found[1:4]] == [part[i] for part in expected[1:4]]
+            seen, wanted = ((o[4]["final_obs"] if over else o[0])[i] for o in (found, expected))
+            np.testing.assert_array_equal(seen, wanted)
+            if over:
+                kinds.add("terminated" if expected[2][i] else "truncated")
+        over, other = (outputs[2] | outputs[3] for outputs in (found, expected))
+        if first.all():
+            assert of_form(found[4]) == of_form(expected[4]) and (over == other).all()
+        first &= ~over
+    assert kinds == {"terminated", "truncated"} and not first.any()

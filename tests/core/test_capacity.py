@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import nil_jax
-from nil_jax import capacity, envs
+from nil_jax import capacity, envs, training
 from nil_jax.envs import EnvConfig
 from nil_jax.rendering import make_scene, render_masks
 
@@ -50,6 +50,48 @@ def test_pictures_that_do_not_fit_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         nil_jax.train(tiny_env, tiny_reference, output=tmp_path / "run", progress=False, video_weight=0.0, **settings)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def shapes(tiny_env, tiny_reference):
+    """A training state of 8 robots, as shapes, and its environment."""
+    config = nil_jax.Config().with_fields(num_envs=8, replay_size=1_000_000)
+    env = nil_jax.ImitationEnv(tiny_env, tiny_reference)
+    return env, jax.eval_shape(training.make_program(env, config).init, jax.random.key(0))
+
+
+def test_the_plan_counts_every_array_that_a_run_keeps(shapes):
+    env, state = shapes
+    plan = capacity.memory_plan(state, env, 8, 1)
+    transition = 2 * env.observation_size + env.action_size + 3  # reward, discount, truncated
+    assert plan["replay"] == pytest.approx(4 * transition * 1_000_000, rel=1e-3)
+    pool = state.env_state.info["pool"].data.qpos
+    assert pool.shape[:2] == (1, 8) and plan["environments"] > 2 * pool.size * 4
+    assert plan["pictures"] == capacity.picture_bytes(8, *env.reference.masks.shape[1:])
+    assert set(plan) == {"replay", "environments", "learner", "pictures"}  # there is no encoder
+    halves = capacity.memory_plan(state, env, 4, 2)
+    assert halves["replay"] == plan["replay"] // 2 and halves["learner"] == plan["learner"]
+
+
+@pytest.mark.parametrize(("part", "setting"), [(0.9, "--replay-size 8[0-9]{5}"), (0.001, "--num-envs 4")])
+def test_a_plan_that_does_not_fit_is_refused_with_the_setting_to_change(shapes, monkeypatch, part, setting):
+    env, state = shapes
+    plan = capacity.memory_plan(state, env, 8, 1)
+    monkeypatch.setattr(capacity, "device_bytes", lambda: sum(plan.values()))
+    capacity.check_plan(plan, 1_000_000, 5_000, 8)
+    monkeypatch.setattr(capacity, "device_bytes", lambda: int(part * sum(plan.values())))
+    with pytest.raises(ValueError, match=rf"memory: expected a run that fits, got replay .* GB; type: {setting}$"):
+        capacity.check_plan(plan, 1_000_000, 5_000, 8)
+
+
+def test_a_compiled_step_that_does_not_fit_is_refused(monkeypatch):
+    compiled = jax.jit(lambda x: x @ x).lower(jnp.zeros((500, 500))).compile()
+    needed = capacity.compiled_bytes(compiled)
+    assert needed >= 2 * 500 * 500 * 4
+    capacity.check_compiled(needed)
+    monkeypatch.setattr(capacity, "device_bytes", lambda: needed - 1)
+    with pytest.raises(ValueError, match=r"memory: expected a training step that fits into .* smaller --num-envs"):
+        capacity.check_compiled(needed)
 
 
 def test_the_memory_of_this_machine_is_known():

@@ -1,5 +1,7 @@
 """Checkpoints: bit-equal round trips of what orbax alone cannot hold, and messages."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,20 @@ def test_none_and_another_shape_are_refused(tmp_path):
     other["nested"]["x"] = jnp.zeros(9)
     with pytest.raises(ValueError, match="expected one of the same settings"):
         checkpoints.restore({"state": other})
+    checkpoints.close()
+
+
+def test_a_damaged_checkpoint_does_not_stand_in_the_way_of_another(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step in (1, 2):
+        checkpoints.save(step, {"state": tree(step)})
+    checkpoints.close()
+    (about,) = (tmp_path / "checkpoints" / "2").glob("_CHECKPOINT_METADATA")
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"commit_timestamp_nsecs": "soon"}))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert float(checkpoints.restore({"state": tree(0)}, 1)["state"]["nested"]["x"][1]) == 1.0
+    checkpoints.save(3, {"state": tree(3)})
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == [2, 3]
     checkpoints.close()
 
 

@@ -27,6 +27,7 @@ PUBLIC = [
     "load_encoder",
     "load_pretrained",
     "make_actor_critic",
+    "make_film",
     "make_policy",
     "prepare_reference",
     "preset",
@@ -34,6 +35,7 @@ PUBLIC = [
     "rewards",
     "save_pretrained",
     "train",
+    "train_seeds",
     "with_embeddings",
 ]
 

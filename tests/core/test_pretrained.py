@@ -80,7 +80,12 @@ def test_damaged_policies_are_refused(run, tmp_path):
             nil_jax.load_pretrained(tmp_path / "walk")
 
 
-@pytest.mark.parametrize("name", nil_jax.list_pretrained())
+SLOW = {"talos/walk"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in nil_jax.list_pretrained()]
+)
 def test_shipped_policies_load_and_stand_up_for_a_second(name):
     found = nil_jax.load_pretrained(name)
     env = found.env.from_the_start()

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHORT = "num_timesteps=64, num_envs=16, num_eval_envs=1, num_evals=1, learning_starts=32, grad_updates_per_step=1"
 
 
+@pytest.mark.slow
 def test_the_python_example_trains_and_evaluates(tmp_path, monkeypatch):
     code, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert code.count("num_timesteps=100_000") == 1

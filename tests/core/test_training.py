@@ -1,6 +1,7 @@
 """Training on a tiny robot: files of a run, exact resume, refusals, and the host loop's arithmetic."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -107,6 +108,30 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_bit_equal(
     assert len(logged) == 3 and SavedRun.load(folder).step == logged[-1] < SETTINGS["num_timesteps"]
     resumed = train(tiny_env, None, folder, resume=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.learner, whole.learner)
+
+
+def test_a_callback_sees_each_evaluation_and_may_keep_the_policy(tiny_env, tiny_reference, tmp_path):
+    seen = []
+    # A reward of one's own is one more term, and a step of a fall is worth nothing whatever it says.
+    env = tiny_env.with_reward(lambda state: jnp.exp(-jnp.square(state.data.qvel[3:6]).sum()))
+    result = nil_jax.train(
+        env, tiny_reference, progress=False, callback=lambda *row: seen.append(row), own_weight=1.0, **SETTINGS
+    )
+    assert [step for step, *_ in seen] == [SETTINGS["num_timesteps"] // 2, SETTINGS["num_timesteps"]]
+    assert seen[-1][1] == result.evaluation["policy"]
+    observation = jnp.zeros(nil_jax.ImitationEnv(tiny_env, tiny_reference).observation_size)
+    actions = [policy(observation, jax.random.key(0))[0] for *_, policy in seen]
+    np.testing.assert_array_equal(actions[-1], result.policy(observation, jax.random.key(0))[0])
+    assert np.abs(actions[0] - actions[-1]).max() > 0
+
+
+def test_a_film_shows_the_robot_until_its_episode_ends(tiny_env, tiny_reference):
+    env = nil_jax.ImitationEnv(tiny_env, tiny_reference)
+    film = nil_jax.make_film(env, seconds=0.4, size=32)
+    frames = film(lambda observation, key: (jnp.zeros((*observation.shape[:-1], env.action_size)), {}))
+    assert frames.shape == (10, 32, 32, 3) and frames.dtype == np.uint8 and frames.min() < 200
+    with pytest.raises(ValueError, match="expected one with a reference"):
+        nil_jax.make_film(nil_jax.ImitationEnv(tiny_env, None))
 
 
 def test_a_full_disk_is_told_and_loses_nothing(tiny_env, tiny_reference, whole, tmp_path, monkeypatch):
@@ -267,3 +292,27 @@ def test_the_report_stands_alone(whole):
     assert "data:video/mp4" in page and page.count("data:image/png") == 2
     assert not re.search("(src|href)=.(?!data:)|http", page)
     assert all(text in page for text in ("zero action", "num_timesteps = ", "jaxlib = ", "tiny"))
+
+
+def test_a_clock_that_goes_back_changes_nothing(whole, tiny_env, tiny_reference, tmp_path, monkeypatch):
+    back = itertools.count(2_000_000_000, -3600)  # an hour each time that somebody looks
+    monkeypatch.setattr("time.time", lambda: float(next(back)))
+    again = train(tiny_env, tiny_reference, tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, again.learner, whole.learner)
+
+
+def test_a_run_that_was_killed_before_it_began_can_begin(tiny_env, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").touch()
+    (tmp_path / "run" / "config.json").write_text("{")
+    run = Run.open(tmp_path / "run", nil_jax.Config(), tiny_env, resume=False, progress=False)
+    run.start(None, None)
+    run.close()
+    assert SavedRun.load(tmp_path / "run").config == nil_jax.Config()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(tiny_env, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "run", "/proc/run"):
+        with pytest.raises(OSError, match=r"output: expected to write to .*no checkpoint was saved yet"):
+            train(tiny_env, None, folder)

@@ -43,6 +43,19 @@ def test_it_is_trained_on_and_evaluated(pendulum):
     assert 0 < row["return"] <= 50 and row["length"] <= 50 * env.dt and "distance" not in row
 
 
+def test_a_real_environment_of_playground_is_trained_on():
+    pytest.importorskip("mujoco_playground")
+    # Of the DeepMind control suite, whose models ship with Playground: no network.
+    from mujoco_playground import registry
+
+    env = BraxEnv(registry.load("CartpoleBalance", config_overrides={"impl": "jax"}), episode_length=20)
+    assert env.observation_size == 5 and env.action_size == 1 and env.dt == 0.01
+    sizes = {"num_timesteps": 128, "num_envs": 4, "learning_starts": 32, "batch_size": 16, "grad_updates_per_step": 1}
+    small = {"num_evals": 1, "num_eval_envs": 2, "actor_hidden": (8,), "critic_hidden": (8,)}
+    row = nil_jax.train(env, **sizes, **small, progress=False).evaluation["policy"]
+    assert 15 < row["return"] <= 20 and row["length"] == pytest.approx(20 * env.dt)  # upright for so short a time
+
+
 class Playground:
     """What MuJoCo Playground's environments look like: observations in parts, sizes as tuples."""
 

@@ -84,6 +84,16 @@ def test_rotation_matrix_equals_mujocos():
     np.testing.assert_allclose(rotation_matrix(jnp.asarray(quat)), expected.reshape(3, 3), atol=1e-6)
 
 
+def test_a_reward_of_ones_own_replaces_the_robots_and_pays_no_fall(tiny_env):
+    env = tiny_env.with_start(tiny_env.start_qpos).with_reward(lambda state: 3.0 + state.data.qpos[2])
+    state = jax.jit(env.reset)(jax.random.key(0))
+    np.testing.assert_allclose(state.reward, 3.0 + state.data.qpos[2], rtol=1e-6)
+    lying = jnp.asarray(env.start_qpos).at[3:7].set(jnp.array([0.0, 1.0, 0.0, 0.0]))
+    fallen = jax.jit(env.reset)(jax.random.key(0), lying, jnp.zeros(env.mj_model.nv))
+    assert fallen.terminated and fallen.reward == 0.0
+    assert tiny_env._own_reward is None
+
+
 def test_lying_down_is_a_fall(tiny_env, stepped):
     state = stepped[1](jax.random.key(0))
     half = np.pi / 4

@@ -183,7 +183,10 @@ REAL = {  # which folder, file, group of the visual meshes, distance (m), focal 
 }
 
 
-@pytest.mark.parametrize("robot", sorted(REAL))
+SLOW = {"LocoMuJoCo Talos", "LocoMuJoCo A1"}  # many triangles
+
+
+@pytest.mark.parametrize("robot", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in sorted(REAL)])
 def test_real_meshes_are_drawn_where_mujoco_sees_them(robot, request, strict_promotion):
     source, file, group, distance, focal, height = REAL[robot]
     model = mujoco.MjModel.from_xml_path(str(request.getfixturevalue(source) / file))

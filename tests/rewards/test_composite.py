@@ -10,6 +10,7 @@ import pytest
 from nil_jax.rewards import (
     IMAGE_TERMS,
     MOTION_TERMS,
+    OWN_TERMS,
     REGULARIZER_TERMS,
     RewardConfig,
     combine,
@@ -29,7 +30,7 @@ N = 6
 
 def random_terms(seed=0, worst=False):
     rng = np.random.default_rng(seed)
-    image = {t: np.zeros(N) if worst else rng.random(N) for t in IMAGE_TERMS + MOTION_TERMS}
+    image = {t: np.zeros(N) if worst else rng.random(N) for t in IMAGE_TERMS + MOTION_TERMS + OWN_TERMS}
     penalties = {t: -np.ones(N) if worst else -rng.random(N) for t in REGULARIZER_TERMS}
     return {name: jnp.asarray(value, jnp.float32) for name, value in (image | penalties).items()}
 
@@ -49,12 +50,13 @@ def test_logged_terms_are_unweighted_and_image_terms_average_to_their_mean_over_
     terms, config = random_terms(), RewardConfig()
     k = 4
     at_tick = combine(terms, config, k)[1]
-    between = combine({t: terms[t] for t in MOTION_TERMS + REGULARIZER_TERMS}, config, 0)[1]
+    every_step = MOTION_TERMS + OWN_TERMS + REGULARIZER_TERMS
+    between = combine({t: terms[t] for t in every_step}, config, 0)[1]
     assert set(at_tick) == {f"reward/{t}" for t in TERMS} | {"reward/offset"}
-    assert set(between) == {f"reward/{t}" for t in MOTION_TERMS + REGULARIZER_TERMS} | {"reward/offset"}
+    assert set(between) == {f"reward/{t}" for t in every_step} | {"reward/offset"}
     for term in IMAGE_TERMS:
         np.testing.assert_allclose(at_tick[f"reward/{term}"] / k, terms[term], atol=ROUNDING)
-    for term in MOTION_TERMS + REGULARIZER_TERMS:
+    for term in every_step:
         np.testing.assert_array_equal(at_tick[f"reward/{term}"], terms[term])
 
 
@@ -66,7 +68,7 @@ def test_the_worst_step_that_has_not_fallen_is_worth_exactly_zero():
 
 
 def test_a_better_term_gives_a_larger_total():
-    config = RewardConfig(mask_weight=1.0, soft_mask_weight=1.0, pose_weight=1.0, travel_weight=1.0)
+    config = RewardConfig(mask_weight=1.0, soft_mask_weight=1.0, pose_weight=1.0, travel_weight=1.0, own_weight=1.0)
     terms = random_terms()
     for term in TERMS:
         better = terms | {term: terms[term] + 0.01}

@@ -80,12 +80,12 @@ def test_damaged_students_are_refused(saved):
     save_file({k: v for k, v in tensors.items() if k != name}, saved / "model.safetensors")
     refused(f"missing: {name}")
     (saved / "model.safetensors").write_bytes(b"no tensors")
-    refused("not readable")
+    refused("expected a safetensors file")
     save_file(tensors, saved / "model.safetensors")
     settings = json.loads((saved / "config.json").read_text())
     for broken, message in (
         ({k: v for k, v in settings.items() if k != "scale"}, "expected all settings of a student"),
-        (settings | {"pose_size": 0}, "pose_size: expected a whole number >= 1"),
+        (settings | {"pose_size": 0}, "pose_size: expected a whole number from 1 to 65536, got 0"),
         (settings | {"patch_size": 7}, "image_size: expected a multiple"),
     ):
         (saved / "config.json").write_text(json.dumps(broken))

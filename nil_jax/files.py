@@ -1,0 +1,117 @@
+"""Files that anyone may have made: JSON, tensors, archives; read in bounded memory, or refused in one line."""
+
+import json
+import math
+import types
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+MAX_JSON = 2**26  # bytes
+MAX_ARRAYS = 2**33  # bytes of all arrays of an archive; a reference of the longest clip has 0.3 GB
+MAX_INTEGER = 2**53
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, cut to a line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        path: The file.
+        what: First word of a refusal.
+
+    Raises:
+        ValueError: No such file, too large a one, or one without a JSON object.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_JSON:
+            raise ValueError(f"no file of at most {MAX_JSON >> 20} MB")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+        return found
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{what}: expected a JSON object in {path}, got {one_line(error)}") from None
+
+
+def read_tensors(path: Path, what: str) -> dict[str, np.ndarray]:
+    """The arrays in a safetensors file, which hold finite numbers.
+
+    Raises:
+        ValueError: No such file, or a damaged one.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    except Exception as error:  # the library has errors of its own, and others for data types that NumPy does not know
+        raise ValueError(f"{what}: expected a safetensors file {path}, got {one_line(error)}") from None
+    wrong = [name for name, value in tensors.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
+    if wrong:
+        raise ValueError(f"{what}: expected finite numbers in {path}, got NaN or infinity in {wrong[0]}")
+    return tensors
+
+
+def read_archive(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in an npz, whose sizes are looked at before memory is taken for them.
+
+    Raises:
+        ValueError: Arrays that are larger than what is stored, or too large in all.
+        Exception: Any other, of a file that is no such archive.
+    """
+    with path.open("rb") as file:  # opened here: np.load leaves the file open where it is not a whole archive
+        with zipfile.ZipFile(file) as members:
+            if sum(member.file_size for member in members.infolist()) > MAX_ARRAYS:
+                raise ValueError(f"expected at most {MAX_ARRAYS >> 30} GB of arrays, got more")
+            for member in members.infolist():
+                _check_array(members, member)
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+
+
+def _check_array(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    with members.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        if math.prod(shape) * dtype.itemsize + stream.tell() != member.file_size:
+            raise ValueError(f"expected {member.filename} to hold {shape}, got {member.file_size} bytes")
+
+
+def check_fields(kind: type, values: Mapping[str, Any], what: str) -> None:
+    """Checks values for the fields of a dataclass against their types.
+
+    Raises:
+        ValueError: A value of another type, or a number that is not finite.
+    """
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        if name in hints and not _fits(value, hints[name]):
+            wanted = getattr(hints[name], "__name__", None) or str(hints[name])
+            raise ValueError(f"{what}: expected {name} of type {wanted}, got {str(value)[:60]!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is Literal:
+        return isinstance(value, str) and value in parts
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(part, parts[0]) for part in value)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    if hint is float:
+        return isinstance(value, int | float) and abs(value) < math.inf and abs(value) <= 1e300
+    if hint is int:
+        return isinstance(value, int) and abs(value) <= MAX_INTEGER
+    return isinstance(value, hint)
