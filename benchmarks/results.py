@@ -1,12 +1,14 @@
-"""Writes RESULTS.md from the JSON files of the other scripts.
+"""Writes RESULTS.md from the JSON files of the other scripts; sections of scripts that are not named stay as they are.
 
-python benchmarks/results.py build/bench/*.json > benchmarks/RESULTS.md
+python benchmarks/results.py build/bench/*.json
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
+RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADER = """# Results
 
 Written by `results.py` from the rows that the scripts of this folder print; not by hand. A ratio above 1 means better
@@ -14,19 +16,27 @@ than the peer, which was measured in the same run. Best of a few repeats each.
 """
 
 
-def section(path: Path) -> str:
-    """The rows of one script as a table, with the machine and the versions they were measured on."""
+def section(path: Path) -> tuple[str, str]:
+    """Title and table of the rows of one script, with the machine and the versions they were measured on."""
     rows = json.loads(path.read_text())
     machine = ", ".join(dict.fromkeys(row["device"] for row in rows))
     versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
     script, _, part = path.stem.partition("-")
-    lines = [f"\n## {script}.py{f' ({part})' if part else ''}\n", f"{machine}; {versions}\n"]
+    lines = [f"{machine}; {versions}\n"]
     lines += ["| what | value | unit | peer | peer value | ratio |", "|---|---|---|---|---|---|"]
     for row in rows:
         value, peer, ratio = ("" if row[k] is None else f"{row[k]:.4g}" for k in ("value", "peer_value", "ratio"))
         lines.append(f"| {row['what']} | {value} | {row['unit']} | {row['peer'] or ''} | {peer} | {ratio} |")
-    return "\n".join(lines)
+    return f"{script}.py{f' ({part})' if part else ''}", "\n".join(lines)
+
+
+def sections(text: str) -> dict[str, str]:
+    """Tables by title, of what was written before."""
+    parts = re.split(r"^## (.*)\n", text, flags=re.MULTILINE)
+    return {title: table.strip() for title, table in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 if __name__ == "__main__":
-    print(HEADER + "\n".join(section(Path(name)) for name in sys.argv[1:]))
+    known = sections(RESULTS.read_text() if RESULTS.is_file() else "")
+    known |= dict(section(Path(name)) for name in sys.argv[1:])
+    RESULTS.write_text(HEADER + "".join(f"\n## {title}\n\n{known[title]}\n" for title in sorted(known)))

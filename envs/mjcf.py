@@ -311,7 +311,7 @@ def _solver_settings(
     option = spec.option
     option.timestep = sim_dt
     option.solver = mujoco.mjtSolver.mjSOL_NEWTON
-    option.cone = mujoco.mjtCone.mjCONE_PYRAMIDAL
+    option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC  # a pyramid lets feet slide sideways more easily
     servo = {a.joint: damping_per_stiffness * a.stiffness for a in actuations}
     hinges = [joint for joint in spec.joints if joint.type != mujoco.mjtJoint.mjJNT_FREE]
     damping = [float(np.max(joint.damping)) + servo.get(joint.name, 0.0) for joint in hinges]

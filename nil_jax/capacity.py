@@ -79,7 +79,7 @@ def memory_plan(state: Any, env: ImitationEnv, num_envs: int, num_devices: int) 
     """Bytes that a run keeps on each device, by part; what the compiled step needs while it computes comes on top.
 
     Args:
-        state: `training.TrainingState` of shapes; its replay and environments are [D, ...].
+        state: `program.TrainingState` of shapes; its replay and environments are [D, ...].
         env: what is drawn.
         num_envs: N.
         num_devices: D.

@@ -26,6 +26,7 @@ from nil_jax.types import Transition
 # anywhere.
 FIRST, AT_REST = 0.2, 0.1
 CATCH_UP = 1.0  # s in which a robot that began at rest may be far from the clip's pose
+SLOW = 0.5  # m/s; errors of a slower clip's speed are measured by this
 MIN_TICKS = 10  # of an episode that begins late in a clip that does not loop
 CLOCK_FREQUENCIES = (0.5, 1.0, 2.0, 4.0)  # Hz; the gaits of robots lie in this range
 HARMONICS = (1, 2, 3, 4)  # of the period of a clip that loops
@@ -112,7 +113,7 @@ class ImitationEnv(VmapWrapper):
             reference.check_robot(env)
             env = env.with_start(np.asarray(reference.start_qpos))
         super().__init__(env)
-        self.control_steps_per_tick = 1 if reference is None else _control_steps_per_tick(env, reference)
+        self.control_steps_per_tick = 1 if reference is None else control_steps_between(env.dt, reference.fps)
         self.observation_size, self.motion = env.observation_size, None
         if reference is None:
             return
@@ -174,7 +175,8 @@ class ImitationEnv(VmapWrapper):
         lost = jnp.zeros(len(clock), bool)
         if self.motion is not None:
             pose_error = jnp.sqrt(self.squared_pose_errors(state.data, clock)[:, 0])
-            terms |= rewards.motion_terms(self.reward, pose_error, state.metrics["forward_velocity"] - self._speed)
+            speed_error = (state.metrics["forward_velocity"] - self._speed) / jnp.maximum(abs(self._speed), SLOW)
+            terms |= rewards.motion_terms(self.reward, pose_error, speed_error)
             lost = (pose_error > self.config.lost_pose) & (self.config.lost_pose > 0)
         # One flag for the whole batch, outside of any vmap: the branch that is not taken costs nothing.
         image_terms, clip = jax.lax.cond(tick, self._look, self._no_look, state, clock, clip)
@@ -367,13 +369,18 @@ def _fitting(reward: RewardConfig, encoder: Encoder | None, has_motion: bool) ->
     return replace(reward, video_similarity=encoder.similarity, video_l2_scale=encoder.scale)
 
 
-def _control_steps_per_tick(env: RobotEnv, reference: Reference) -> int:
-    steps = 1 / (env.dt * reference.fps)
+def control_steps_between(dt: float, fps: float) -> int:
+    """Control steps of `dt` seconds from one frame of a reference to the next.
+
+    Raises:
+        ValueError: no whole number of them.
+    """
+    steps = 1 / (dt * fps)
     if round(steps) < 1 or abs(steps - round(steps)) > 1e-3 * steps:
-        rate = 1 / (env.dt * max(1, round(steps)))
+        rate = 1 / (dt * max(1, round(steps)))
         raise ValueError(
-            f"reference: expected a whole number of control steps ({env.dt:g} s) between its frames, got {steps:g} "
-            f"({reference.fps:g} frames per second); prepare the clip with --fps {rate:g}"
+            f"reference: expected a whole number of control steps ({dt:g} s) between its frames, got {steps:g} "
+            f"({fps:g} frames per second); prepare the clip with --fps {rate:g}"
         )
     return round(steps)
 

@@ -1,44 +1,24 @@
-"""`train`: a host loop around one compiled training step.
-
-Axes: D devices, N environments of each of them, K control steps of a reward tick.
-"""
+"""`train`: a host loop around one compiled training step, that of `program.py`."""
 
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from nil_jax import evaluation, parallel
-from nil_jax.capacity import (
-    check_compiled,
-    check_memory,
-    check_plan,
-    compiled_bytes,
-    memory_plan,
-    plan_in_words,
-    with_fastest_renderer,
-)
+from nil_jax.capacity import check_memory, check_plan, memory_plan, plan_in_words, with_fastest_renderer
 from nil_jax.config import Config
 from nil_jax.distill import fidelity
-from nil_jax.envs import AutoResetWrapper, Env, RobotEnv, State
-from nil_jax.learning import (
-    ActorCritic,
-    LearnerState,
-    Replay,
-    ReplayState,
-    make_actor_critic,
-    make_policy,
-    make_replay,
-)
+from nil_jax.envs import Env, RobotEnv
+from nil_jax.learning import LearnerState, make_policy
+from nil_jax.program import Program, TrainingState, compiled_programs, joined, make_program, part
 from nil_jax.reference import (
     Reference,
     Video,
@@ -51,26 +31,10 @@ from nil_jax.reference import (
 )
 from nil_jax.report import PANEL, write_comparison, write_report
 from nil_jax.rewards import Encoder
-from nil_jax.rollout import ImitationEnv, collect
+from nil_jax.rollout import ImitationEnv, control_steps_between
 from nil_jax.run import Run, Stop
-from nil_jax.types import Transition
 
 CALLS = 200  # the compiled loop returns to the host about this often in a run, to show progress and to log
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TrainingState:
-    """All that training carries from one training step to the next.
-
-    Every device has the learner and the key, and its own entry of the rest.
-    """
-
-    learner: LearnerState
-    replay: ReplayState  # [D], each of its device's environments
-    env_state: State  # [D, N]
-    episode_return: Float[Array, "D N"]  # of the running episodes
-    key: PRNGKeyArray
 
 
 @dataclass(frozen=True)
@@ -82,137 +46,6 @@ class TrainingResult:
     learner: LearnerState
     reference: Reference | None
     folder: Path | None  # of the run
-
-
-class Program(NamedTuple):
-    """The pure functions of a run."""
-
-    env: AutoResetWrapper  # around an ImitationEnv
-    actor_critic: ActorCritic
-    init: Callable[[PRNGKeyArray], TrainingState]
-    training_step: Callable[[TrainingState, Any], tuple[TrainingState, dict[str, Array]]]
-    shardings: TrainingState  # where the parts of a state lie
-
-
-def make_program(env: ImitationEnv, config: Config, num_runs: int = 1) -> Program:
-    """Joins environment, replay and learner into one training step.
-
-    `training_step(state, None) -> (state, metrics)` runs one reward tick in all environments (K control steps) and then
-    `K * grad_updates_per_step` gradient updates, as soon as the replay can be sampled. It has the form that
-    `jax.lax.scan` takes. Each of `config.train.num_devices` devices steps its share of the environments and samples its
-    share of a batch from them; gradients, statistics and metrics are averaged.
-
-    Of more than one run `init` takes a key for each, and states and metrics have a leading axis of runs.
-
-    Raises:
-        ValueError: more devices than there are, or environments or a batch that they cannot share evenly.
-    """
-    mesh = parallel.make_mesh(config.train.num_devices or 1)
-    share = share_of_a_device(config, mesh.size)
-    auto_env = AutoResetWrapper(env)
-    actor_critic = make_actor_critic(env.observation_size, env.action_size, share.learner, parallel.AXIS)
-    replay = make_replay(share.learner, share.train.num_envs)
-    whole, split = parallel.REPEATED, parallel.SPLIT
-    init = partial(_init, auto_env, actor_critic, replay, share.train.num_envs)
-    training_step = partial(_training_step, auto_env, actor_critic, replay, share)
-    specs = TrainingState(learner=whole, replay=split, env_state=split, episode_return=split, key=whole)  # type: ignore
-    if num_runs > 1:
-        init, training_step = jax.vmap(init), jax.vmap(training_step, in_axes=(0, None))
-        specs = parallel.behind_an_axis(specs)
-    on_devices = partial(jax.shard_map, mesh=mesh, check_vma=False)
-    return Program(
-        auto_env,
-        actor_critic,
-        on_devices(init, in_specs=whole, out_specs=specs),
-        on_devices(training_step, in_specs=(specs, whole), out_specs=(specs, whole)),
-        parallel.shardings(mesh, specs),
-    )
-
-
-def share_of_a_device(config: Config, num_devices: int) -> Config:
-    """The settings with one device's part of everything that is split."""
-    learner = config.learner
-    for name, value in (("num_envs", config.train.num_envs), ("batch_size", learner.batch_size)):
-        if value % num_devices:
-            even = -(-value // num_devices) * num_devices
-            flag = f"--{name.replace('_', '-')} {even}"
-            raise ValueError(f"{name}: expected a multiple of num_devices ({num_devices}), got {value}; type: {flag}")
-    parts = {
-        "replay_size": learner.replay_size // num_devices,
-        "learning_starts": -(-learner.learning_starts // num_devices),
-        "batch_size": learner.batch_size // num_devices,
-        "num_envs": config.train.num_envs // num_devices,
-    }
-    return config.with_fields(**parts)
-
-
-def _init(
-    env: AutoResetWrapper, actor_critic: ActorCritic, replay: Replay, num_envs: int, key: PRNGKeyArray
-) -> TrainingState:
-    key_learner, key_env, key_loop = jax.random.split(key, 3)
-    key_env = jax.random.fold_in(key_env, jax.lax.axis_index(parallel.AXIS))
-    zero = jnp.zeros(())
-    obs = jnp.zeros(env.observation_size)
-    example = Transition(obs, jnp.zeros(env.action_size), zero, zero, obs, {"truncated": zero})
-    return TrainingState(
-        learner=actor_critic.init(key_learner),
-        replay=parallel.entry(replay.init(example)),
-        env_state=parallel.entry(env.reset(jax.random.split(key_env, num_envs))),
-        episode_return=jnp.zeros((1, num_envs)),
-        key=key_loop,
-    )
-
-
-def _training_step(
-    env: AutoResetWrapper, actor_critic: ActorCritic, replay: Replay, config: Config, state: TrainingState, _: None
-) -> tuple[TrainingState, dict[str, Array]]:
-    key_next, key_collect, key_sample, key_update = jax.random.split(state.key, 4)
-    key_collect, key_sample = (
-        jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS)) for key in (key_collect, key_sample)
-    )
-    ticks = env.env.control_steps_per_tick
-    policy = make_policy(actor_critic, state.learner)
-    env_state, transitions, env_metrics = collect(env, policy, parallel.own(state.env_state), key_collect)
-    learner = actor_critic.observe(state.learner, transitions.observation)
-    memory = replay.add(parallel.own(state.replay), transitions)
-    num_updates = ticks * config.learner.grad_updates_per_step
-
-    keys = jax.random.split(key_sample, num_updates), jax.random.split(key_update, num_updates)
-
-    def update(learner: LearnerState, keys: tuple[Array, Array]) -> tuple[LearnerState, dict[str, Array]]:
-        batch = replay.sample(memory, keys[0], config.learner.batch_size)
-        return actor_critic.update(learner, batch, keys[1])
-
-    def learn(learner: LearnerState, keys: tuple[Array, Array]) -> tuple[LearnerState, dict[str, Array]]:
-        learner, metrics = jax.lax.scan(update, learner, keys)
-        return learner, jax.tree.map(jnp.mean, metrics)
-
-    def wait(learner: LearnerState, keys: tuple[Array, Array]) -> tuple[LearnerState, dict[str, Array]]:
-        shapes = jax.eval_shape(learn, learner, keys)[1]
-        return learner, jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), shapes)
-
-    # All devices have as many steps in their replays, so either all of them learn or none.
-    learner, learner_metrics = jax.lax.cond(replay.can_sample(memory), learn, wait, learner, keys)
-    episode_return, episodes = _episodes(parallel.own(state.episode_return), env_metrics)
-    env_means = {name: value.mean() for name, value in env_metrics.items() if name not in ("done", "fall")}
-    metrics = {f"learner/{name}": value for name, value in learner_metrics.items()}
-    metrics |= jax.lax.pmean(env_means, parallel.AXIS) | jax.lax.psum(episodes, parallel.AXIS)
-    metrics["learning"] = replay.can_sample(memory)
-    memory, env_state, episode_return = parallel.entry((memory, env_state, episode_return))
-    return TrainingState(learner, memory, env_state, episode_return, key_next), metrics
-
-
-def _episodes(running: Float[Array, " N"], metrics: dict[str, Array]) -> tuple[Float[Array, " N"], dict[str, Array]]:
-    """Returns of the running episodes after K steps, and counts of those that ended meanwhile."""
-
-    def step(running: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
-        reward, done = row
-        running = running + reward
-        return jnp.where(done, 0.0, running), jnp.where(done, running, 0.0).sum()
-
-    running, finished = jax.lax.scan(step, running, (metrics["reward"], metrics["done"]))
-    counts = {"episodes": metrics["done"].sum(), "falls": metrics["fall"].sum(), "finished_return": finished.sum()}
-    return running, counts
 
 
 def train(
@@ -384,6 +217,7 @@ def _reference(env: Env, ref_video: Any, config: Config, source_fps: float | Non
             _check_same_clip(run.reference, given, source_fps)
         return run.reference
     if given is not None and not isinstance(given, Reference):
+        control_steps_between(env.dt, config.reference.fps)  # refused before the clip is fitted, which takes minutes
         with run.stage("reference") as progress:
             settings = dataclasses.asdict(config.reference)
             given = prepare_reference(env, given, source_fps=source_fps, progress=progress, **settings)
@@ -431,17 +265,18 @@ def _train_side_by_side(
     def keys() -> list[PRNGKeyArray]:
         return [jax.random.key(run.config.train.seed) for run in runs]
 
-    shapes = jax.eval_shape(lambda: program.init(_joined(keys())))
+    key_shapes = jax.eval_shape(lambda: joined(keys()))
+    shapes = jax.eval_shape(program.init, key_shapes)
     _check_plan(env, shapes, config, runs)
     with runs[0].stage("compile"):
-        call, evaluate = _compiled(program, config, shapes, ticks_per_call)
+        init, call, evaluate = compiled_programs(program, config, key_shapes, shapes, ticks_per_call)
     for run in runs:
         run.start(env.reference, env.renderer_kind)
     untrained = [program.actor_critic.init(key) for key in keys()]
-    state = jax.jit(lambda: program.init(_joined(keys())), out_shardings=program.shardings)()
+    state = init(joined(keys()))
     done = min(run.newest for run in runs)
     if done:
-        state = _joined([run.restore(_part(state, i, count), done) for i, run in enumerate(runs)])
+        state = joined([run.restore(part(state, i, count), done) for i, run in enumerate(runs)])
         state = state if count == 1 else jax.device_put(state, program.shardings)
     for run in runs:
         run.begin(done, total)
@@ -460,19 +295,19 @@ def _train_side_by_side(
                 if not np.isfinite(summary.get("learner/critic_loss", 0.0)):
                     raise FloatingPointError(run.divergence())
             if evals > evals_before:
-                episodes = [evaluate(_part(state.learner, i, count), untrained[i]) for i in range(count)]
+                episodes = [evaluate(part(state.learner, i, count), untrained[i]) for i in range(count)]
                 for i, run in enumerate(runs):
                     row = evaluation.summary(episodes[i])["policy"]
-                    run.checkpoint(done, _part(state, i, count), row)
+                    run.checkpoint(done, part(state, i, count), row)
                     if callback is not None and parallel.is_first():
                         # A copy: the next call takes the memory of this state.
-                        learner = jax.tree.map(jnp.copy, parallel.first_copy(_part(state.learner, i, count)))
+                        learner = jax.tree.map(jnp.copy, parallel.first_copy(part(state.learner, i, count)))
                         callback(done, row, make_policy(program.actor_critic, learner, deterministic=True))
             if parallel.any_process(stop.asked):
                 for i, run in enumerate(runs):
-                    run.save(done, _part(state, i, count))
+                    run.save(done, part(state, i, count))
                 raise KeyboardInterrupt
-    learners = [_part(state.learner, i, count) for i in range(count)]
+    learners = [part(state.learner, i, count) for i in range(count)]
     if not episodes:  # the runs had ended before
         episodes = [evaluate(*pair) for pair in zip(learners, untrained, strict=True)]
     return [_result(program, *found) for found in zip(runs, learners, episodes, strict=True)]
@@ -493,77 +328,12 @@ def _result(program: Program, run: Run, learner: LearnerState, episodes: dict[st
     return TrainingResult(policy, rows, learner, env.reference, run.folder)
 
 
-def _part(tree: Any, index: int, count: int) -> Any:
-    """Of what has an axis of runs, if there are several, that of one run."""
-    return tree if count == 1 else jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-def _joined(trees: Sequence[Any]) -> Any:
-    """The opposite of `_part`."""
-    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
 def _check_plan(env: ImitationEnv, shapes: TrainingState, config: Config, runs: list[Run]) -> None:
     """Tells what the runs will keep in memory, and refuses them if that is too much."""
     learner, num_envs, num_devices = config.learner, config.train.num_envs, config.train.num_devices or 1
     plan = memory_plan(shapes, env, len(runs) * num_envs // num_devices, num_devices)
     runs[0].say(f"memory: {plan_in_words(plan)}")
     check_plan(plan, learner.replay_size, learner.learning_starts, num_envs)
-
-
-def _compiled(
-    program: Program, config: Config, shapes: TrainingState, ticks: int
-) -> tuple[
-    Callable[[TrainingState], tuple[TrainingState, dict[str, Array]]],
-    Callable[[LearnerState, LearnerState], dict[str, evaluation.Episodes]],
-]:
-    """So many training steps, and the evaluation; XLA compiles each on one core, so they are compiled side by side."""
-    with ThreadPoolExecutor() as pool:
-        call = pool.submit(_lowered_call(program, shapes, ticks).compile)
-        evaluate = pool.submit(_lowered_evaluation(program, config).compile)
-    check_compiled(compiled_bytes(call.result()))
-    return call.result(), _evaluation(program, config, evaluate.result())
-
-
-def _lowered_call(program: Program, shapes: TrainingState, ticks: int) -> jax.stages.Lowered:
-    def call(state: TrainingState) -> tuple[TrainingState, dict[str, Array]]:
-        return jax.lax.scan(program.training_step, state, None, length=ticks)
-
-    in_place = {"in_shardings": (program.shardings,), "out_shardings": (program.shardings, None), "donate_argnums": 0}
-    return jax.jit(call, **in_place).lower(shapes)
-
-
-def _policies(program: Program, learner: LearnerState, untrained: LearnerState) -> dict[str, evaluation.Policy]:
-    """A learner and an untrained one beside the controls."""
-    return {
-        "policy": make_policy(program.actor_critic, learner, deterministic=True),
-        "untrained policy": make_policy(program.actor_critic, untrained, deterministic=True),
-        **evaluation.controls(program.env.env.action_size),
-    }
-
-
-def _lowered_evaluation(program: Program, config: Config) -> jax.stages.Lowered:
-    def run_episodes(learner: LearnerState, untrained: LearnerState, key: PRNGKeyArray) -> dict:
-        policies = _policies(program, learner, untrained)
-        return evaluation.run_episodes(program.env.env, policies, config.train.num_eval_envs, key)
-
-    key = jax.random.key(config.train.seed)
-    shapes = jax.eval_shape(program.actor_critic.init, key)
-    return jax.jit(run_episodes).lower(shapes, shapes, key)
-
-
-def _evaluation(
-    program: Program, config: Config, compiled: Callable
-) -> Callable[[LearnerState, LearnerState], dict[str, evaluation.Episodes]]:
-    key = jax.random.key(config.train.seed)
-
-    def evaluate(learner: LearnerState, untrained: LearnerState) -> dict[str, evaluation.Episodes]:
-        # Every process does the same on its first device: none would have anything else to do meanwhile.
-        learner = parallel.first_copy(learner)
-        episodes = jax.device_get(compiled(learner, untrained, key))
-        return {name: episodes[name] for name in _policies(program, learner, untrained)}
-
-    return evaluate
 
 
 def _summary(metrics: dict[str, np.ndarray]) -> dict[str, float]:

@@ -48,7 +48,7 @@ class RewardConfig:
     outline_cell: int = 8  # px of the mask
     outline_scale: float = 0.15  # loss of outline similarity at which the term is 1/e
     pose_scale: float = 0.056  # robot sizes
-    travel_scale: float = 0.25  # m/s
+    travel_scale: float = 0.3  # of the clip's speed
     velocity_scale: float = 10.0  # rad/s
     foot_slip_scale: float = 0.5  # m/s
     tilt_worst_angle: float = math.pi / 2  # rad
@@ -131,7 +131,7 @@ def video_term(
 def motion_terms(
     config: RewardConfig, pose_error: Float[Array, "*batch"], speed_error: Float[Array, "*batch"]
 ) -> dict[str, Float[Array, "*batch"]]:
-    """The terms `pose` (of an error in robot sizes) and `travel` (of one in m/s)."""
+    """The terms `pose` (of an error in robot sizes) and `travel` (of one in shares of the clip's speed)."""
     return {
         "pose": similarity.gaussian_similarity(pose_error, config.pose_scale),
         "travel": similarity.gaussian_similarity(speed_error, config.travel_scale),

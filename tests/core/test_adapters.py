@@ -41,7 +41,8 @@ def test_for_brax_episodes_restart_and_robots_are_looked_at_in_time(imitation):
     assert float(state.info["episode_metrics"]["sum_reward"][0]) > 0
 
 
-@pytest.mark.parametrize("trainer", ["ppo", pytest.param("sac", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ppo", "sac"])
 def test_brax_trains_on_ours(imitation, trainer, monkeypatch):
     monkeypatch.setattr(jax, "device_put_replicated", replicated, raising=False)
     jax.config.update("jax_debug_key_reuse", False)  # Brax uses keys twice

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 import nil_jax
-from nil_jax import capacity, envs, training
+from nil_jax import capacity, envs
 from nil_jax.envs import EnvConfig
+from nil_jax.program import make_program
 from nil_jax.rendering import make_scene, render_masks
 
 # The estimate must not fall short of what XLA plans for the masks, and it also counts what the reward does with them.
@@ -57,7 +58,7 @@ def shapes(tiny_env, tiny_reference):
     """A training state of 8 robots, as shapes, and its environment."""
     config = nil_jax.Config().with_fields(num_envs=8, replay_size=1_000_000)
     env = nil_jax.ImitationEnv(tiny_env, tiny_reference)
-    return env, jax.eval_shape(training.make_program(env, config).init, jax.random.key(0))
+    return env, jax.eval_shape(make_program(env, config).init, jax.random.key(0))
 
 
 def test_the_plan_counts_every_array_that_a_run_keeps(shapes):

@@ -18,7 +18,8 @@ import scipy.stats
 from parallel_run import SETTINGS, Seek
 
 import nil_jax
-from nil_jax import cli, parallel, training
+from nil_jax import cli, parallel
+from nil_jax.program import share_of_a_device
 
 SCRIPT = Path(__file__).parents[1] / "parallel_run.py"
 SECONDS = 300
@@ -110,15 +111,15 @@ def test_what_devices_cannot_share_evenly_is_refused(field, value, even):
         rf"{field}: expected a multiple of num_devices \(8\), got {value}; type: --{field.replace('_', '-')} {even}$"
     )
     with pytest.raises(ValueError, match=message):
-        training.share_of_a_device(config, 8)
+        share_of_a_device(config, 8)
 
 
 def test_a_device_gets_its_share_of_everything_that_is_split():
     config = nil_jax.Config().with_fields(replay_size=80_000)
-    share = training.share_of_a_device(config, 8)
+    share = share_of_a_device(config, 8)
     assert (share.train.num_envs, share.learner.batch_size) == (16, 64)
     assert (share.learner.replay_size, share.learner.learning_starts) == (10_000, 625)
-    assert share.learner.gamma == config.learner.gamma and training.share_of_a_device(config, 1) == config
+    assert share.learner.gamma == config.learner.gamma and share_of_a_device(config, 1) == config
 
 
 def test_a_cpu_becomes_several_devices_until_jax_is_in_use():

@@ -15,6 +15,7 @@ import pytest
 import nil_jax
 from nil_jax import training
 from nil_jax.checkpoint import Checkpoints
+from nil_jax.program import make_program
 from nil_jax.rewards import Encoder
 from nil_jax.run import Run, SavedRun, Stop
 
@@ -60,7 +61,7 @@ def test_the_evaluation_holds_the_policy_and_its_controls(whole):
 def test_the_policy_of_a_run_acts_as_the_returned_one(whole, tiny_env, tiny_reference):
     env = nil_jax.ImitationEnv(tiny_env, tiny_reference)
     saved = SavedRun.load(whole.folder)
-    actor_critic = training.make_program(env, saved.config).actor_critic
+    actor_critic = make_program(env, saved.config).actor_critic
     learner = saved.learner(actor_critic.init(jax.random.key(0)))
     policy = nil_jax.make_policy(actor_critic, learner, deterministic=True)
     observation = jnp.linspace(-1, 1, env.observation_size, dtype=jnp.float32)
@@ -188,7 +189,7 @@ def test_a_second_ctrl_c_stops_at_once():
 
 def test_training_step_is_compiled_once_and_leaves_its_input_alone(tiny_env, tiny_reference):
     config = nil_jax.Config().with_fields(**SETTINGS, replay_size=512)
-    program = training.make_program(nil_jax.ImitationEnv(tiny_env, tiny_reference), config)
+    program = make_program(nil_jax.ImitationEnv(tiny_env, tiny_reference), config)
     state = jax.jit(program.init)(jax.random.key(0))
     before = jax.tree.map(np.asarray, state.learner.params)
     traces = []

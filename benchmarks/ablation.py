@@ -1,0 +1,82 @@
+"""Which terms of the reward matter: the same short training without each of them, and with each alone.
+
+    python benchmarks/ablation.py REFERENCE -o FOLDER [--only VARIANT ...] [--quick | --full] [--json FILE]
+
+REFERENCE is a folder that `nil-jax prepare` made. One seed each of the preset "cpu": with `--full` 400,000 steps
+(a quarter of an hour on one CPU core), with `--quick` 4,000, which only show that it runs. Each variant has a run
+folder in FOLDER; one that is finished is not trained again, so several calls, each with `--only`, may share the work.
+"""
+
+import json
+from pathlib import Path
+
+import common
+
+import nil_jax
+from nil_jax.reference import Reference
+from nil_jax.rewards import REGULARIZER_TERMS
+
+STEPS = {"quick": 4_000, "full": 400_000}
+MEASURES = {
+    "locomotion": "of 400",
+    "fall": "of the episodes",
+    "length": "s",
+    "mask_iou": "",
+    "pose_error": "m",
+    "foot_slip": "m/s",
+}
+LOWER_IS_BETTER = ("fall", "pose_error", "foot_slip")
+
+
+def without(*terms: str) -> dict[str, float]:
+    """Settings that take terms out of the reward."""
+    return {f"{term}_weight": 0.0 for term in terms}
+
+
+MOTION, PICTURE = ("pose", "travel"), ("video", "outline")
+UNTRACKED = {"starts": "rest", "targets": "stand", "lost_pose": 0.0}
+VARIANTS = {
+    "whole reward": {},
+    "without video": without("video"),
+    "without masks": without("outline"),
+    "without poses": without(*MOTION),
+    "without regularisation": without(*REGULARIZER_TERMS),
+    "only video": without("outline", *MOTION, *REGULARIZER_TERMS),
+    "only masks": without("video", *MOTION, *REGULARIZER_TERMS),
+    "only poses": without(*PICTURE, *REGULARIZER_TERMS),
+    "only regularisation": without(*PICTURE, *MOTION),
+    # The published terms on what the published method has: no poses of the clip in starts, targets and ends.
+    "published terms, no poses": {"reward": "paper", **UNTRACKED},
+}
+
+
+def outcome(reference: Reference, folder: Path, steps: int, settings: dict) -> dict[str, dict[str, float]]:
+    """The evaluation of a variant's run, which is trained unless it is there."""
+    if not (folder / "evaluation.json").is_file():
+        robot = reference.provenance["robot"]
+        nil_jax.train(robot, reference, output=folder, num_timesteps=steps, num_evals=4, **settings)
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def main() -> None:
+    """Prints the rows."""
+    command = common.parser(__doc__.splitlines()[0])
+    command.add_argument("reference", type=Path)
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    command.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    options = command.parse_args()
+    reference, steps = Reference.load(options.reference), STEPS["full" if options.full else "quick"]
+    rows = []
+    for name in options.only:
+        folder = options.output / name.replace(" ", "_").replace(",", "")
+        found = outcome(reference, folder, steps, VARIANTS[name])
+        peer = "standing still" if "standing still" in found else "zero action"
+        for what, unit in MEASURES.items():
+            numbers = found["policy"][what], unit, peer, found[peer][what]
+            higher = what not in LOWER_IS_BETTER
+            rows.append(common.row(f"{name}, {steps:,} steps: {what}", *numbers, higher_is_better=higher))
+    common.write(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
