@@ -35,7 +35,7 @@ class RewardConfig:
     soft_mask_weight: float = 0.0
     outline_weight: float = 5.0
     pose_weight: float = 2.0  # off without a motion of the reference, as travel is
-    travel_weight: float = 2.0
+    travel_weight: float = 5.0
     own_weight: float = 0.0  # of the robot's own reward
     torque_weight: float = 0.1
     action_rate_weight: float = 0.1
@@ -50,7 +50,7 @@ class RewardConfig:
     pose_scale: float = 0.056  # robot sizes
     travel_scale: float = 0.3  # of the clip's speed
     velocity_scale: float = 10.0  # rad/s
-    foot_slip_scale: float = 0.5  # m/s
+    foot_slip_scale: float = 0.25  # m/s
     tilt_worst_angle: float = math.pi / 2  # rad
 
     def __post_init__(self):
