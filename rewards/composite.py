@@ -48,7 +48,7 @@ class RewardConfig:
     outline_cell: int = 8  # px of the mask
     outline_scale: float = 0.15  # loss of outline similarity at which the term is 1/e
     pose_scale: float = 0.056  # robot sizes
-    travel_scale: float = 0.3  # of the clip's speed
+    travel_scale: float = 0.275  # of the clip's speed
     velocity_scale: float = 10.0  # rad/s
     foot_slip_scale: float = 0.25  # m/s
     tilt_worst_angle: float = math.pi / 2  # rad

@@ -291,7 +291,8 @@ def test_a_loss_that_is_nan_from_the_start_of_a_call_is_seen():
 def test_the_report_stands_alone(whole):
     page = (whole.folder / "report.html").read_text()
     assert "data:video/mp4" in page and page.count("data:image/png") == 2
-    assert not re.search("(src|href)=.(?!data:)|http", page)
+    around = re.sub("data:[^\"']*", "data:", page)  # pictures in base64 may spell anything
+    assert not re.search("(src|href)=.(?!data:)|http", around)
     assert all(text in page for text in ("zero action", "num_timesteps = ", "jaxlib = ", "tiny"))
 
 

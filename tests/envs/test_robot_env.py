@@ -208,6 +208,8 @@ def test_a_varied_robot_moves_as_the_c_engine_says(varied):
     action = jnp.array([0.7, -0.5])
     for index in range(2):
         state = jax.tree.map(lambda leaf, i=index: leaf[i], states)
+        # 2 mm in the floor: feet that just touch it do so in single or in double precision, but not in both.
+        state = state.replace(data=state.data.replace(qpos=state.data.qpos.at[2].add(-2e-3)))
         model = copy.deepcopy(env.mj_model)
         for name in ("body_mass", "body_inertia", "geom_friction", "actuator_gainprm", "actuator_biasprm"):
             getattr(model, name)[:] = state.info[f"world/{name}"]
