@@ -134,8 +134,8 @@ class ImitationEnv(VmapWrapper):
                     "type: nil_jax.with_embeddings(reference, encoder)"
                 )
             self._ref_embeddings = jnp.asarray(reference.embeddings[self.encoder.digest])
-            anywhere = self.config.starts == "anywhere"
-            size, frames = self.encoder.image_size, reference.frames[: None if anywhere else 1]
+            every = reference.loop or self.config.starts == "anywhere"
+            size, frames = self.encoder.image_size, reference.frames[: None if every else 1]
             frames = jax.image.resize(frames, (len(frames), size, size, 3), "linear")
             self._kept_frames = self.encoder.kept(frames.astype(jnp.uint8))
 
@@ -153,9 +153,10 @@ class ImitationEnv(VmapWrapper):
         info = state.info | {"clock": frame * self.control_steps_per_tick}
         info["catch_up"] = jnp.where(at_rest, round(CATCH_UP / self.dt), 0)  # control steps that are left for it
         if self.encoder is not None:
-            # As on the reference's side: before the first frame of a clip stands the first frame again.
-            back = jnp.arange(1 - self.encoder.num_frames, 1)
-            info["clip"] = self._kept_frames[jnp.maximum(frame[:, None] + back, 0)]
+            # As on the reference's side: before the first frame of a clip stands that one again, or the end of a loop.
+            index = frame[:, None] + jnp.arange(1 - self.encoder.num_frames, 1)
+            index = index % self.clip_length if self.reference.loop else jnp.maximum(index, 0)
+            info["clip"] = self._kept_frames[index]
         metrics = state.metrics | {name: jnp.zeros(state.reward.shape) for name in self._logged_names}
         return state.replace(obs=self.observation(state.obs, info["clock"]), metrics=metrics, info=info)
 

@@ -230,20 +230,22 @@ def _in_chunks(encode: Callable[[Array], Array], clips: Shaped[Array, "m t h w c
     return z.reshape(len(filled), -1)[:count]
 
 
-def clip_indices(length: int, num_frames: int, stride: int = 1) -> Int[np.ndarray, "t num_frames"]:
+def clip_indices(length: int, num_frames: int, stride: int = 1, *, loop: bool = False) -> Int[np.ndarray, "t num_frames"]:
     """For each time t of a video the frames of the clip that ends at t; before the video its first frame is repeated.
 
-        index[t, i] = max(t - (num_frames - 1 - i) * stride, 0)
+        index[t, i] = max(t - (num_frames - 1 - i) * stride, 0)        of a loop: modulo its length instead
 
     Args:
         length: frames of the video.
         num_frames: frames of a clip.
         stride: video frames between two frames of a clip; not published (arXiv 2503.10626), choose it by measurement.
+        loop: before the video comes its end.
     """
     if min(length, num_frames, stride) < 1:
         raise ValueError(f"expected length, num_frames and stride >= 1, got {length}, {num_frames} and {stride}")
     back = np.arange(num_frames - 1, -1, -1) * stride
-    return np.maximum(np.arange(length)[:, None] - back, 0)
+    index = np.arange(length)[:, None] - back
+    return index % length if loop else np.maximum(index, 0)
 
 
 def embed_clips(

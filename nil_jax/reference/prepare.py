@@ -18,9 +18,11 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
+from nil_jax.envs import Body
 from nil_jax.files import one_line, read_archive, read_json
 from nil_jax.reference.align import faces_left, fit_start
 from nil_jax.reference.clip_masks import SEGMENTERS, find_masks
+from nil_jax.reference.cycle import find_cycle
 from nil_jax.reference.motion import fit_motion, steadied
 from nil_jax.reference.segment import crop, square_crop
 from nil_jax.reference.tempo import tempo
@@ -163,6 +165,7 @@ class ReferenceConfig:
     mask_size: int = 64
     frame_size: int = 224
     loop: bool = False  # the clip is a cycle
+    cycle: bool = False  # cut it to the stride that closes best, which then loops
     track: bool = True  # fit poses to all masks, and hold the picture still where the clip's camera drifts
     speed: float = 1.0  # 2.0 plays the clip twice as fast: for clips in slow motion
     facing: Literal["auto", "right", "left"] = "auto"  # of the robot in the clip; one that faces left is mirrored
@@ -181,6 +184,8 @@ class ReferenceConfig:
         for name, allowed in (("facing", FACINGS), ("segmenter", SEGMENTERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.cycle and (self.loop or not self.track):
+            raise ValueError("cycle: expected it with --track and without --loop, as it cuts a loop by fitted poses")
 
 
 def prepare_reference(
@@ -256,7 +261,18 @@ def prepare_reference(
     }
     reference = Reference(frames, tick_masks, config.fps, fit.camera, fit.start_qpos, config.loop, {}, provenance)
     reference = replace(reference, motion=None if motion is None else motion.qpos)
+    reference = _cut(reference, env) if config.cycle else reference
     return reference if encoder is None else with_embeddings(reference, encoder)
+
+
+def _cut(reference: Reference, env: Any) -> Reference:
+    """Leaves of a reference the stride that closes best."""
+    steps = reference.provenance["tempo"]["steps_per_second"]
+    cycle = find_cycle(Body(env), reference.motion, reference.fps, steps)
+    keep = slice(cycle.first, cycle.first + cycle.count)
+    parts = {"frames": reference.frames[keep], "masks": reference.masks[keep], "motion": cycle.qpos}
+    about = {**reference.provenance, "cut": [cycle.first, cycle.count], "seam": round(cycle.seam, 2)}
+    return replace(reference, **parts, start_qpos=cycle.qpos[0], loop=True, provenance=about)
 
 
 def _origin(video: Video) -> dict[str, Any]:
@@ -291,7 +307,8 @@ def clip_at_ticks(video: Video, reference: Reference) -> UInt8[np.ndarray, "T S 
     frames = frames[:, :, ::-1] if made["mirrored"] else frames
     frames = _all_resized(frames, config.frame_size)
     drift = np.array(made.get("drift") or np.zeros((len(frames), 3)))
-    return steadied(frames, drift, np.asarray(reference.camera.center))
+    first, count = made.get("cut", (0, len(frames)))[:2]
+    return steadied(frames, drift, np.asarray(reference.camera.center))[first : first + count]
 
 
 def _fine_masks_at(
@@ -315,8 +332,7 @@ def _all_resized(images: np.ndarray, side: int) -> np.ndarray:
 def with_embeddings(reference: Reference, encoder: Encoder, *, batch_size: int = 8) -> Reference:
     """The reference with one embedding per tick, of the clip of K frames that ends there; as it is if it has them.
 
-    Before the first tick stands the first frame, K - 1 times, as in the simulator after a reset (in a looping reference
-    too, so the first K - 1 ticks of later rounds compare with clips that start at rest).
+    Before the first tick stands the first frame, K - 1 times, or the end of a loop, as in the simulator after a reset.
 
     Args:
         reference: Any.
@@ -326,5 +342,6 @@ def with_embeddings(reference: Reference, encoder: Encoder, *, batch_size: int =
     if encoder.digest in reference.embeddings:
         return reference
     frames = _all_resized(reference.frames, encoder.image_size)
-    embedding = embed_clips(encoder, frames, clip_indices(len(frames), encoder.num_frames), batch_size)
+    clips = clip_indices(len(frames), encoder.num_frames, loop=reference.loop)
+    embedding = embed_clips(encoder, frames, clips, batch_size)
     return replace(reference, embeddings=dict(reference.embeddings) | {encoder.digest: embedding})

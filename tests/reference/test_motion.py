@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nil_jax.envs import Body
+from nil_jax.reference.cycle import find_cycle
 from nil_jax.reference.motion import evened, fit_motion, steadied, travelled, velocities
 from nil_jax.rendering import make_scene, render_masks
 
@@ -110,3 +111,38 @@ def test_single_steps_that_are_far_off_do_not_count(loop, where):
     assert abs(evened(steps, loop=loop) - 0.04).max() < 0.003
     steps[max(0, where - 2) : where + 3] = -1.0
     assert abs(evened(steps, loop=loop) - 0.04).max() < 0.004
+
+
+def walk(env, ticks, stride, drift):
+    """Legs that swing with a period of `stride` ticks while the torso leans more and more."""
+    phase, coords = 2 * np.pi * np.arange(ticks) / stride, np.tile(Body(env).coords(env.default_qpos[None]), (ticks, 1))
+    coords[:, -2], coords[:, -1] = 0.4 * np.sin(phase), -0.4 * np.sin(phase)
+    coords[:, 3] = drift * np.arange(ticks) / ticks
+    return Body(env).qpos(coords)
+
+
+def test_a_stride_is_cut_where_the_motion_repeats_and_closed_there(tiny_env):
+    body, qpos = Body(tiny_env), walk(tiny_env, 50, 17, drift=0.1)
+    jump = qpos.copy()
+    jump[20:23, 7:] += 0.3  # whatever repeats, it is not around here
+    cycle = find_cycle(body, jump, RATE, steps_per_second=2 * RATE / 16)  # the rhythm is known but roughly
+    assert cycle.count == 17 and cycle.seam < 1
+    seams = {end + k for end in (cycle.first, cycle.first + 17) for k in range(-2, 3)}
+    assert not seams & {20, 21, 22}
+    assert cycle.qpos.shape == (17, qpos.shape[1]) and cycle.qpos[0, 0] == 0
+    np.testing.assert_allclose(cycle.qpos[0, 1:], qpos[cycle.first, 1:], atol=1e-5)
+
+    smooth = find_cycle(body, qpos, RATE, steps_per_second=2 * RATE / 16)
+    points = body.keypoints(np.concatenate([smooth.qpos, smooth.qpos[:1]]))
+    steps = np.linalg.norm(np.diff(points, axis=0), axis=-1).mean(-1)
+    assert steps[-1] < 1.2 * steps.max(initial=0, where=np.arange(17) < 16)  # the lean, a sixth of a radian, is gone
+
+
+def test_without_a_rhythm_a_cycle_of_any_length_is_found(tiny_env):
+    cycle = find_cycle(Body(tiny_env), walk(tiny_env, 50, 17, drift=0.0), RATE, None)
+    assert cycle.count in (17, 34) and cycle.seam < 0.1
+
+
+def test_a_clip_shorter_than_a_stride_has_no_cycle(tiny_env):
+    with pytest.raises(ValueError, match="cycle: expected a clip of at least .* leave out --cycle"):
+        find_cycle(Body(tiny_env), walk(tiny_env, 20, 17, drift=0.0), RATE, 2 * RATE / 19)

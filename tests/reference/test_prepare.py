@@ -10,6 +10,7 @@ import pytest
 
 from nil_jax import envs
 from nil_jax.reference import Reference, Video, prepare_reference, read_video, with_embeddings, write_preview
+from nil_jax.reference.prepare import clip_at_ticks
 from nil_jax.rendering import Camera, make_scene, render_masks, side_camera
 from nil_jax.rewards import Encoder
 
@@ -78,6 +79,22 @@ def test_a_looping_clip_keeps_its_period(robot):
     )
     assert len(looping.masks) == round(13 / 30 / 0.5 * 25)
     assert looping.loop
+
+
+def test_a_clip_is_cut_to_the_cycle_that_it_shows(robot):
+    video = Video(swinging_clip(robot, frames=48), 30.0, "swing", "0")
+    cut = prepare_reference(robot, video, fps=25.0, mask_size=32, frame_size=32, cycle=True)
+    first, count = cut.provenance["cut"]
+    period = 8 * np.pi / 30 * 25  # ticks
+    assert abs(count - period) <= 1 and cut.loop and cut.provenance["seam"] < 1.5
+    assert len(cut.masks) == len(cut.frames) == len(cut.motion) == len(clip_at_ticks(video, cut)) == count
+    np.testing.assert_array_equal(cut.motion[0], cut.start_qpos)
+    whole = prepare_reference(robot, video, fps=25.0, mask_size=32, frame_size=32)
+    np.testing.assert_array_equal(cut.masks, whole.masks[first : first + count])
+    np.testing.assert_array_equal(cut.frames, whole.frames[first : first + count])
+    for settings in ({"loop": True}, {"track": False}):
+        with pytest.raises(ValueError, match="cycle: expected it with --track and without --loop"):
+            prepare_reference(robot, video, cycle=True, **settings)
 
 
 def test_a_saved_reference_comes_back_whole(tmp_path, reference):

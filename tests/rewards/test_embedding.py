@@ -137,6 +137,7 @@ def test_a_classification_checkpoint_is_the_same_encoder(checkpoint):
 def test_clips_of_a_video_end_at_their_time_and_repeat_the_first_frame():
     np.testing.assert_array_equal(clip_indices(5, 3, stride=2), [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 3], [0, 2, 4]])
     np.testing.assert_array_equal(clip_indices(3, 1), [[0], [1], [2]])
+    np.testing.assert_array_equal(clip_indices(4, 3, loop=True), [[2, 3, 0], [3, 0, 1], [0, 1, 2], [1, 2, 3]])
     with pytest.raises(ValueError, match="stride >= 1"):
         clip_indices(5, 3, stride=0)
 
