@@ -9,9 +9,9 @@ import itertools
 import json
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -21,7 +21,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from nil_jax import __version__, parallel
 from nil_jax.cache import use_compilation_cache
-from nil_jax.config import PRESETS, REWARDS, Config, preset
+from nil_jax.config import MAY_CHANGE, PRESETS, REWARDS, Config, load_config
 from nil_jax.distill import DistillConfig
 from nil_jax.reference import GenerateConfig, ReferenceConfig
 from nil_jax.rewards import Pooling
@@ -207,9 +207,9 @@ def train(
         video: video file, folder of frames, or a reference that `nil-jax prepare` made.
         output: folder of the run.
         config: settings.
-        preset: settings to start from; single flags change them.
+        preset: settings to start from; single flags change them. A resumed run starts from its own.
         reward: terms and weights to start from; paper has those of arXiv 2503.10626.
-        resume: go on with the run in the output folder.
+        resume: go on with the run in the output folder, with --num-timesteps further than was planned.
         seeds: train one policy per seed, side by side in one program; each gets a folder seed_N in the output folder.
         distributed: join the other processes of this run, which SLURM, Open MPI, Kubernetes or a TPU pod started.
         coordinator: HOST:PORT of the first process, if nothing of these did.
@@ -411,16 +411,19 @@ def _parsed(argv: list[str]) -> Callable[[], None]:
 
 
 def _with_preset(argv: list[str]):
-    """The command `train` with the defaults of the preset and the reward that the arguments name."""
+    """The command `train` with the defaults of the preset and the reward, or of the run to resume, that are named."""
     words = [part for word in argv for part in word.split("=", 1)]
 
-    def named(flag: str, known: Mapping[str, Any]) -> str | None:
-        name = next((b for a, b in itertools.pairwise(words) if a == flag), None)
-        return name if name in known else None  # an unknown name is refused by the parser
+    def named(*flags: str) -> str | None:
+        return next((b for a, b in itertools.pairwise(words) if a in flags), None)
 
-    chosen = preset(named("--preset", PRESETS) or "cpu")
-    if reward := named("--reward", REWARDS):
-        chosen = chosen.with_fields(reward=reward)
+    fields = dict(PRESETS.get(named("--preset"), {}))  # an unknown name is refused by the parser
+    if (reward := named("--reward")) in REWARDS:
+        fields["reward"] = reward
+    saved = _saved_config(Path(named("-o", "--output") or "")) if "--resume" in words else None
+    if saved:
+        fields = {name: value for name, value in fields.items() if name not in MAY_CHANGE}
+    chosen = (saved or Config()).with_fields(**fields)
     signature = inspect.signature(train)
     parameters = [p.replace(default=chosen) if p.name == "config" else p for p in signature.parameters.values()]
 
@@ -430,6 +433,14 @@ def _with_preset(argv: list[str]):
 
     command.__signature__ = signature.replace(parameters=parameters)
     return command
+
+
+def _saved_config(folder: Path) -> Config | None:
+    """The settings of the run in a folder, or of the first of several seeds; None: what lacks, the training says."""
+    paths = [folder / "config.json", *sorted(folder.glob("seed_*/config.json"))]
+    found = next((path for path in paths if path.is_file()), None)
+    with contextlib.suppress(ValueError):
+        return found and load_config(found)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -93,6 +94,8 @@ PARTS = {
     "learner": LearnerConfig,
 }
 
+MAY_CHANGE = ("num_timesteps", "num_evals")  # when a run goes on
+
 REWARDS = {"default": RewardConfig(), "paper": RewardConfig.paper()}
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -156,8 +159,10 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Writes the settings as JSON."""
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    """Writes the settings as JSON, in one piece."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    os.replace(new, path)
 
 
 def load_config(path: Path) -> Config:

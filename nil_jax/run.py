@@ -25,7 +25,7 @@ from rich.table import Table
 
 from nil_jax import parallel
 from nil_jax.checkpoint import Checkpoints
-from nil_jax.config import Config, differences, flatten, load_config, save_config
+from nil_jax.config import MAY_CHANGE, Config, differences, flatten, load_config, save_config
 from nil_jax.envs import RobotEnv, make
 from nil_jax.envs.physics import OVERFLOW
 from nil_jax.envs.robot import DIVERGED
@@ -117,8 +117,9 @@ class Run:
     def _write_settings(self, reference: Reference | None, renderer: str | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder / "run.json")
-        if self.resume:
-            return  # what is there already is never written again, so no kill can take it away
+        if self.resume:  # what is there already is written in one piece or not at all, so no kill can take it away
+            save_config(self.config, self.folder / "config.json")
+            return
         if reference is not None:
             reference.save(self.folder / "reference", overwrite=True)
         save_config(self.config, self.folder / "config.json")
@@ -417,7 +418,7 @@ def _check_resume(folder: Path | None, config: Config, robot: Mapping[str, str])
     saved = SavedRun.load(folder)
     if robot.get("fingerprint") != saved.fingerprint:
         raise ValueError(f"resume: expected the robot of the run ({saved.robot}), got {robot.get('robot')}")
-    changed = differences(saved.config, config)
+    changed = {name: both for name, both in differences(saved.config, config).items() if name not in MAY_CHANGE}
     if changed:
         listed = ", ".join(f"{name} {old!r} (got {new!r})" for name, (old, new) in changed.items())
         raise ValueError(f"resume: expected the settings of the run in {folder}: {listed}; start a new run with -o")

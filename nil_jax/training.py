@@ -32,7 +32,7 @@ from nil_jax.reference import (
 from nil_jax.report import PANEL, write_comparison, write_report
 from nil_jax.rewards import Encoder
 from nil_jax.rollout import ImitationEnv, control_steps_between
-from nil_jax.run import Run, Stop
+from nil_jax.run import Run, SavedRun, Stop
 
 CALLS = 200  # the compiled loop returns to the host about this often in a run, to show progress and to log
 
@@ -67,10 +67,11 @@ def train(
         env: from `nil_jax.envs.make`, or a name that it takes. A given env keeps its own settings.
         ref_video: a video file, a folder of frames, frames [T, H, W, 3] uint8 with `source_fps`, or a prepared
             `Reference` (or the folder of one); without one the env's own reward is optimised.
-        config: all settings; by default the preset "cpu".
+        config: all settings; by default the preset "cpu", or what a resumed run began with.
         output: folder of the run (settings, metrics, checkpoints, curves, comparison video); without it nothing is
             written.
-        resume: go on from the newest checkpoint in `output`, exactly where it was.
+        resume: go on from the newest checkpoint in `output`, exactly where it was; with a larger `num_timesteps`
+            further than was planned. No other setting but `num_evals` may change.
         source_fps: frames per second of an array or folder.
         encoder: embeds clips for the video term, instead of the one that the config names.
         progress: show a progress bar.
@@ -89,7 +90,7 @@ def train(
         OSError: the run's folder cannot be written; the same.
         ConnectionError: another process of the run has gone; the same.
     """
-    config = (config or Config()).with_fields(**overrides)
+    config = _settings(config, overrides, output if resume else None)
     given = {"source_fps": source_fps, "encoder": encoder, "progress": progress, "callback": callback}
     return _train(env, ref_video, config, {config.train.seed: output}, resume=resume, **given)[0]
 
@@ -132,10 +133,19 @@ def train_seeds(
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: expected one or more different integers, got {list(seeds)}")
-    config = (config or Config()).with_fields(**overrides)
     outputs = {seed: None if output is None else Path(output) / f"seed_{seed}" for seed in seeds}
+    config = _settings(config, overrides, outputs[seeds[0]] if resume else None)
     given = {"source_fps": source_fps, "encoder": encoder, "progress": progress}
     return _train(env, ref_video, config, outputs, resume=resume, **given)
+
+
+def _settings(config: Config | None, overrides: dict[str, Any], resumed: str | Path | None) -> Config:
+    """The settings of a run; one that goes on has those that it began with, where none are given."""
+    saved = None if resumed is None else SavedRun.load(resumed).config
+    config = (config or saved or Config()).with_fields(**overrides)
+    # A replay never holds more than the run makes, and keeps its size when the run goes on.
+    most = saved.learner.replay_size if saved else config.train.num_timesteps
+    return config.with_fields(replay_size=min(config.learner.replay_size, most))
 
 
 def _train(
@@ -154,11 +164,9 @@ def _train(
         from nil_jax.envs import make
 
         env = make(env, config.env)
-    # A replay never holds more than the run makes.
-    replay_size = min(config.learner.replay_size, config.train.num_timesteps)
     num_devices = config.train.num_devices or jax.device_count()
     config = replace(config, env=getattr(env, "config", config.env))
-    config = config.with_fields(replay_size=replay_size, num_devices=num_devices)
+    config = config.with_fields(num_devices=num_devices)
     runs = [
         Run.open(output, config.with_fields(seed=seed), env, resume=resume, progress=progress and i == 0)
         for i, (seed, output) in enumerate(outputs.items())

@@ -230,7 +230,9 @@ def _in_chunks(encode: Callable[[Array], Array], clips: Shaped[Array, "m t h w c
     return z.reshape(len(filled), -1)[:count]
 
 
-def clip_indices(length: int, num_frames: int, stride: int = 1, *, loop: bool = False) -> Int[np.ndarray, "t num_frames"]:
+def clip_indices(
+    length: int, num_frames: int, stride: int = 1, *, loop: bool = False
+) -> Int[np.ndarray, "t num_frames"]:
     """For each time t of a video the frames of the clip that ends at t; before the video its first frame is repeated.
 
         index[t, i] = max(t - (num_frames - 1 - i) * stride, 0)        of a loop: modulo its length instead

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 
 import jax
@@ -243,6 +244,15 @@ def test_resuming_a_finished_run_changes_nothing(whole, tiny_env):
     assert again.evaluation == whole.evaluation
     assert {path: path.stat().st_mtime_ns for path in (whole.folder / "checkpoints").rglob("*")} == before
     assert (whole.folder / "metrics.jsonl").read_text() == rows
+
+
+def test_a_finished_run_goes_on_with_more_steps_and_its_own_settings(whole, tiny_env, tmp_path):
+    folder, more = shutil.copytree(whole.folder, tmp_path / "run"), SETTINGS["num_timesteps"] * 2
+    again = nil_jax.train(tiny_env, output=folder, resume=True, progress=False, num_timesteps=more)
+    assert int(again.learner.steps) > 2 * int(whole.learner.steps)  # the replay is not filled once more
+    saved = SavedRun.load(folder)
+    assert saved.step == more
+    assert saved.config == SavedRun.load(whole.folder).config.with_fields(num_timesteps=more)
 
 
 def test_resuming_with_another_clip_is_refused(whole, tiny_env, tiny_reference):

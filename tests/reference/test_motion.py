@@ -144,5 +144,5 @@ def test_without_a_rhythm_a_cycle_of_any_length_is_found(tiny_env):
 
 
 def test_a_clip_shorter_than_a_stride_has_no_cycle(tiny_env):
-    with pytest.raises(ValueError, match="cycle: expected a clip of at least .* leave out --cycle"):
+    with pytest.raises(ValueError, match=r"cycle: expected a clip of at least .* leave out --cycle"):
         find_cycle(Body(tiny_env), walk(tiny_env, 20, 17, drift=0.0), RATE, 2 * RATE / 19)
