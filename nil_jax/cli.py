@@ -152,7 +152,7 @@ def prepare(
         json_output: print one JSON object on standard output.
     """
     from nil_jax.envs import make
-    from nil_jax.reference import in_words, prepare_reference, read_masks, read_video, tempo_hint, write_preview
+    from nil_jax.reference import hints, in_words, prepare_reference, read_masks, read_video, write_preview
     from nil_jax.rewards import load_encoder
 
     _check_new(output)
@@ -180,9 +180,8 @@ def prepare(
             f"{made['first_frame_iou']:.2f}; look at {output / 'preview.mp4'}",
             highlight=False,
         )
-        for line in (in_words(verdict), tempo_hint(made["tempo"], config.speed)):
-            if line:
-                ERR.print(f"{output}: {line}", highlight=False, markup=False, soft_wrap=True)
+        for line in (in_words(verdict), *hints(made)):
+            ERR.print(f"{output}: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def train(

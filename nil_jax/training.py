@@ -22,11 +22,11 @@ from nil_jax.program import Program, TrainingState, compiled_programs, joined, m
 from nil_jax.reference import (
     Reference,
     Video,
+    hints,
     in_words,
     is_reference,
     prepare_reference,
     read_video,
-    tempo_hint,
     with_embeddings,
 )
 from nil_jax.report import PANEL, write_comparison, write_report
@@ -234,9 +234,8 @@ def _reference(env: Env, ref_video: Any, config: Config, source_fps: float | Non
         run.say(f"first-frame IoU {made['first_frame_iou']:.2f}")
     if "verdict" in made and made["verdict"]["verdict"] != "good":
         run.say(f"warning: the clip is {in_words(made['verdict'])} (see the preview of nil-jax prepare)")
-    hint = tempo_hint(made["tempo"], made["speed"]) if "tempo" in made else None
-    if hint:
-        run.say(f"hint: the clip shows {hint}")
+    for hint in hints(made):
+        run.say(f"hint: {hint}")
     return given
 
 

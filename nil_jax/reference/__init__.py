@@ -8,7 +8,7 @@ from nil_jax.reference.prepare import Reference, ReferenceConfig, is_reference, 
 from nil_jax.reference.preview import write_preview
 from nil_jax.reference.segment import segment_uniform
 from nil_jax.reference.start_frame import start_frame
-from nil_jax.reference.tempo import tempo_hint
+from nil_jax.reference.tempo import hints
 from nil_jax.reference.verdict import Verdict, in_words, judge
 from nil_jax.reference.video import Video, read_video, write_video
 
@@ -24,6 +24,7 @@ __all__ = [
     "fit_start",
     "generate_clip",
     "generate_reference",
+    "hints",
     "in_words",
     "is_reference",
     "judge",
@@ -32,7 +33,6 @@ __all__ = [
     "read_video",
     "segment_uniform",
     "start_frame",
-    "tempo_hint",
     "with_embeddings",
     "write_preview",
     "write_video",

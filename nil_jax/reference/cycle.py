@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float
 
 from nil_jax.envs import Body
-from nil_jax.reference.motion import evened, travelled
 
 AROUND = 2  # ticks before and after the seam in which the motion must agree, so that velocities do too
 SLACK = 0.15  # of a stride, by which a loop may be longer or shorter
@@ -28,8 +27,9 @@ class Cycle(NamedTuple):
 def find_cycle(body: Body, qpos: Float[np.ndarray, "T nq"], fps: float, steps_per_second: float | None) -> Cycle:
     """The stride of a motion that closes best; where there is no rhythm, the part of any length that does.
 
-    Its poses are shifted, linearly along the loop, by what is missing at the seam. Masks alone could not say what a
-    stride is: they look alike after each step.
+    Its poses are shifted, linearly along the loop, by what is missing at the seam; it advances as fast as the motion
+    does on average, of which a single stride tells little. Masks alone could not say what a stride is: they look alike
+    after each step.
 
     Args:
         body: The robot.
@@ -41,7 +41,9 @@ def find_cycle(body: Body, qpos: Float[np.ndarray, "T nq"], fps: float, steps_pe
         ValueError: a motion too short to hold a whole stride.
     """
     first, count, seam = _best(body.keypoints(qpos), *_lengths(len(qpos), fps, steps_per_second))
-    return Cycle(first, count, seam, _closed(body, qpos[first : first + count + 1]))
+    closed = _closed(body, qpos[first : first + count + 1])
+    closed[:, 0] = (qpos[-1, 0] - qpos[0, 0]) / (len(qpos) - 1) * np.arange(count)
+    return Cycle(first, count, seam, closed)
 
 
 def _lengths(ticks: int, fps: float, steps: float | None) -> tuple[int, int]:
@@ -73,9 +75,7 @@ def _best(points: Float[np.ndarray, "T K 3"], low: int, high: int) -> tuple[int,
 
 
 def _closed(body: Body, qpos: Float[np.ndarray, "Q nq"]) -> Float[np.ndarray, "P nq"]:
-    """The P = Q - 1 poses of a loop, of which the last one given should be the first again; it begins at x = 0."""
+    """The P = Q - 1 poses of a loop, of which the last one given should be the first again."""
     coords, count = body.coords(qpos), len(qpos) - 1
     missing = coords[0] - coords[-1]
-    closed = body.qpos(coords[:-1] + np.arange(count)[:, None] / count * missing)
-    closed[1:, 0] = np.cumsum(evened(travelled(body, closed, loop=True), loop=True)[:-1])
-    return closed
+    return body.qpos(coords[:-1] + np.arange(count)[:, None] / count * missing)

@@ -93,3 +93,18 @@ def tempo_hint(tempo: Mapping[str, float | None], speed: float) -> str | None:
         f"{tempo['usual_steps_per_second']:.1f}; if the clip is not meant so, type: "
         f"--speed {speed * tempo['suggested_speed']:.2g}"
     )
+
+
+def hints(made: Mapping[str, Any]) -> list[str]:
+    """What people may want to do with a clip, a line each.
+
+    Args:
+        made: Provenance of a reference.
+    """
+    if "tempo" not in made:
+        return []
+    rhythm = tempo_hint(made["tempo"], made["speed"])
+    found = [f"the clip shows {rhythm}"] if rhythm else []
+    if made["tempo"]["steps_per_second"] and not made["loop"] and not made.get("cycle"):
+        found.append("the clip repeats; one stride of it as a loop is learnt sooner, and never ends: --cycle")
+    return found

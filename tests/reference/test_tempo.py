@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from nil_jax.reference.tempo import step_frequency, tempo, tempo_hint
+from nil_jax.reference.tempo import hints, step_frequency, tempo, tempo_hint
 
 ROWS, COLUMNS = np.mgrid[0:120, 0:120]
 ROBOT = SimpleNamespace(start_qpos=np.array([0.0, 0.0, 0.9]))  # a base as high as a person's hips
@@ -45,6 +45,16 @@ def test_a_walk_in_slow_motion_is_told_and_how_much_faster_it_should_be_played()
     assert "0.6 steps per second" in tempo_hint(slow, 1.0) and "type: --speed 3" in tempo_hint(slow, 1.0)
     # The clip was already played at twice its speed: the flag replaces that.
     assert f"--speed {2 * slow['suggested_speed']:.2g}" in tempo_hint(slow, 2.0)
+
+
+def test_a_loop_is_suggested_where_a_clip_repeats_and_is_none_yet():
+    made = {"tempo": tempo(ROBOT, walk(1.9, 30.0), 30.0), "speed": 1.0, "loop": False, "cycle": False}
+    (hint,) = hints(made)
+    assert hint.endswith("--cycle")
+    assert hints(made | {"loop": True}) == hints(made | {"cycle": True}) == hints({}) == []
+    slow, _ = hints(made | {"tempo": tempo(ROBOT, walk(1.9, 30.0), 10.0)})
+    assert slow.startswith("the clip shows 0.6 steps per second")
+    assert hints(made | {"tempo": tempo(ROBOT, walk(0.0, 30.0), 30.0)}) == []
 
 
 def test_smaller_robots_step_faster():
