@@ -61,8 +61,8 @@ def main() -> None:
     env, policies = load_policies(options.run)
     policy = {"policy": policies["policy"]}
     key = jax.random.key(1)
-    found = jax.jit(lambda key: evaluation.run_episodes(env, policy, count, key))(key)
-    there = evaluation.summary(jax.device_get(found))["policy"]
+    found = evaluation.compiled_episodes(env, policy, count, key)
+    there = evaluation.summary(found)["policy"]
     starts = jax.jit(env.from_the_start().reset)(jax.random.split(key, count))
     steps = env.episode_length
     if env.reference is not None and not env.reference.loop:

@@ -58,8 +58,7 @@ def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[st
         real = read_gait(RECORDINGS[gait], mocap, env.env)
         standing = {"standing still": evaluation.zero_action(env.action_size)}
         for where, chosen in ((env, {"policy": policy}), (env.around_standing(), standing)):
-            run = jax.jit(lambda key, w=where, c=chosen: evaluation.run_episodes(w, c, 1, key))
-            episodes = jax.device_get(run(jax.random.key(0)))
+            episodes = evaluation.compiled_episodes(where, chosen, 1, jax.random.key(0))
             for name in chosen:
                 found[name]["mocap_error"] = nearest(real, episodes[name].qpos[episodes[name].alive])
     return f"{robot}, {env.reference.provenance.get('source', 'clip')}", found

@@ -274,7 +274,7 @@ def render(run: RunFolder, *, output: Output, seed: int = 0, size: int = 320) ->
     """
     import jax
 
-    from nil_jax.evaluation import episode_pictures, run_episodes
+    from nil_jax.evaluation import compiled_episodes, episode_pictures
     from nil_jax.pretrained import load_policies
     from nil_jax.report import write_comparison
 
@@ -283,7 +283,7 @@ def render(run: RunFolder, *, output: Output, seed: int = 0, size: int = 320) ->
     if env.reference is None:
         raise ValueError(f"run: expected one with a reference video, got {run}, which was trained without")
     policy = {"policy": policies["policy"]}
-    episodes = jax.device_get(jax.jit(lambda key: run_episodes(env, policy, 1, key))(jax.random.key(seed)))
+    episodes = compiled_episodes(env, policy, 1, jax.random.key(seed))
     write_comparison(output, env.reference, episode_pictures(env, episodes["policy"], size))
     ERR.print(f"wrote {output}", highlight=False)
 

@@ -112,6 +112,25 @@ def run_episodes(
     }
 
 
+def compiled_episodes(
+    env: ImitationEnv, policies: Mapping[str, Policy], num_envs: int, key: PRNGKeyArray
+) -> dict[str, Episodes]:
+    """`run_episodes`, compiled, as NumPy arrays.
+
+    Parameters of policies by `make_policy` are arguments of the program: for others of the same size the compilation
+    cache has it.
+    """
+    names = list(policies)  # jit would take a dict, and gives one, in the order of its keys
+    trees = [p if isinstance(p, jax.tree_util.Partial) else jax.tree_util.Partial(p) for p in policies.values()]
+
+    @jax.jit
+    def run(trees: list[Policy], key: PRNGKeyArray) -> dict[str, Episodes]:
+        return run_episodes(env, dict(zip(names, trees, strict=True)), num_envs, key)
+
+    episodes = jax.device_get(run(trees, key))
+    return {name: episodes[name] for name in names}
+
+
 def _metrics(steps: dict[str, Shaped[Array, "T N ..."]], env: ImitationEnv) -> dict[str, Float[Array, " N"]]:
     """Sums over the first episode of each environment."""
     dt = env.dt
@@ -204,9 +223,7 @@ def evaluate(
         (env.around_standing(), zero),
     ):
         if policies:
-            run = jax.jit(lambda key, where=where, policies=policies: run_episodes(where, policies, num_envs, key))
-            episodes = jax.device_get(run(jax.random.key(seed)))
-            found |= {name: episodes[name] for name in policies}  # jit returns dicts in the order of their keys
+            found |= compiled_episodes(where, policies, num_envs, jax.random.key(seed))
     return summary(found)
 
 

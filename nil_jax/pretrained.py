@@ -140,7 +140,7 @@ def save_pretrained(run: str | Path, folder: str | Path) -> None:
         **{f"camera/{part}": np.asarray(getattr(reference.camera, part), np.float32) for part in CAMERA},
     }
     known = reference.provenance
-    source = {key: known[key] for key in ("source", "source_sha256", "speed") if key in known}
+    source = {key: known[key] for key in ("source", "source_sha256", "speed", "cut") if key in known}
     about = {
         "format": FORMAT,
         "robot": saved.robot,

@@ -7,7 +7,7 @@ Axes: N environments, B batch, O observation, A action, Z values per critic.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -173,6 +173,9 @@ def make_policy(
 ) -> Callable[[Float[Array, "*N O"], PRNGKeyArray], tuple[Float[Array, "*N A"], dict[str, Array]]]:
     """The policy of a state, as a function of raw observations alone.
 
+    It is a pytree with the state in its leaves: a jitted function that takes it as an argument is compiled once for all
+    states.
+
     Args:
       actor_critic: the functions that made the state.
       state: its parameters and statistics are bound.
@@ -181,11 +184,13 @@ def make_policy(
     Returns:
       `policy(observation [.., O], key) -> (action [.., A], extras)`.
     """
+    return jax.tree_util.Partial(_acting(actor_critic.act, deterministic), state)
 
-    def policy(observation: Float[Array, "*N O"], key: PRNGKeyArray):
-        return actor_critic.act(state, observation, key, deterministic)
 
-    return policy
+@lru_cache(maxsize=8)
+def _acting(act: Callable, deterministic: bool) -> Callable:
+    """The same object each time: to jit, policies with different functions are of different kinds."""
+    return partial(act, deterministic=deterministic)
 
 
 def _init(parts: _Parts, observation_size: int, action_size: int, key: PRNGKeyArray) -> LearnerState:

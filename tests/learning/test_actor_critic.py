@@ -158,6 +158,22 @@ def test_policy_takes_one_observation_or_a_batch(learner, state, deterministic):
     assert (batch.shape, batch_extras["log_prob"].shape) == ((4, ACT), (4,))
 
 
+def test_policies_of_two_states_share_one_compiled_program(learner, state):
+    traced, observation, key = [], jnp.ones(OBS), jax.random.key(0)
+
+    @jax.jit
+    def act(policy):
+        traced.append(policy)
+        return policy(observation, key)[0]
+
+    states = state, learner.init(jax.random.key(9))
+    actions = [act(make_policy(learner, each, deterministic=True)) for each in states]
+    assert len(traced) == 1
+    for each, action in zip(states, actions, strict=True):
+        np.testing.assert_allclose(action, learner.act(each, observation, key, True)[0], rtol=1e-5)
+    assert np.abs(actions[0] - actions[1]).max() > 1e-3
+
+
 def test_running_statistics_equal_numpy_over_everything_seen(learner, state):
     chunks = [3.0 + 2.0 * np.random.default_rng(i).normal(size=(7, OBS)).astype(np.float32) for i in range(4)]
     for chunk in chunks[:2]:
