@@ -114,7 +114,7 @@ class ImitationEnv(VmapWrapper):
             env = env.with_start(np.asarray(reference.start_qpos))
         super().__init__(env)
         self.control_steps_per_tick = 1 if reference is None else control_steps_between(env.dt, reference.fps)
-        self.observation_size, self.motion = env.observation_size, None
+        self.observation_size, self.motion, self._rest_frame = env.observation_size, None, 0
         if reference is None:
             return
         self.clip_length = len(reference.masks)
@@ -279,6 +279,10 @@ class ImitationEnv(VmapWrapper):
         self._joints = self._at_control_rate(self.motion[:, 7:])
         self.body = Body(env)
         points = self.body.keypoints(reference.motion)
+        if reference.loop:
+            # A loop may be entered anywhere: from standing, where it is most like that.
+            away = points - self.body.keypoints(env.default_qpos[None])
+            self._rest_frame = int(np.square(away).sum(-1).mean(-1).argmin())
         self._points = self._at_control_rate(jnp.asarray(points).reshape(len(points), -1)).reshape(
             -1, *points.shape[1:]
         )
@@ -299,13 +303,17 @@ class ImitationEnv(VmapWrapper):
     def _first_frames(self, key: Key[Array, " N"]) -> tuple[Int[Array, " N"], Bool[Array, " N"]]:
         """Frames of the reference where episodes begin, and whether they begin at rest there."""
         if self.config.starts != "anywhere":
-            return jnp.zeros(len(key), jnp.int32), jnp.full(len(key), self.config.starts == "rest")
-        latest = self.clip_length if self.reference.loop else max(1, self.clip_length - MIN_TICKS)
+            at_rest = self.config.starts == "rest"
+            return jnp.full(len(key), self._rest_frame if at_rest else 0), jnp.full(len(key), at_rest)
+        latest, rest = self.clip_length, FIRST + AT_REST
+        if not self.reference.loop:  # a loop has no first frame
+            latest, rest = max(1, self.clip_length - MIN_TICKS), AT_REST
 
         def draw(key: PRNGKeyArray) -> tuple[Int[Array, ""], Bool[Array, ""]]:
             key_where, key_frame = jax.random.split(jax.random.fold_in(key, 1))
             somewhere, where = jax.random.randint(key_frame, (), 0, latest), jax.random.uniform(key_where)
-            return jnp.where(where < FIRST + AT_REST, 0, somewhere), where < AT_REST
+            moving = jnp.where(where < FIRST + AT_REST, 0, somewhere)
+            return jnp.where(where < rest, self._rest_frame, moving), where < rest
 
         return jax.vmap(draw)(key)
 
