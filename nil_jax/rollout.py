@@ -305,15 +305,13 @@ class ImitationEnv(VmapWrapper):
         if self.config.starts != "anywhere":
             at_rest = self.config.starts == "rest"
             return jnp.full(len(key), self._rest_frame if at_rest else 0), jnp.full(len(key), at_rest)
-        latest, rest = self.clip_length, FIRST + AT_REST
-        if not self.reference.loop:  # a loop has no first frame
-            latest, rest = max(1, self.clip_length - MIN_TICKS), AT_REST
+        latest = self.clip_length if self.reference.loop else max(1, self.clip_length - MIN_TICKS)
 
         def draw(key: PRNGKeyArray) -> tuple[Int[Array, ""], Bool[Array, ""]]:
             key_where, key_frame = jax.random.split(jax.random.fold_in(key, 1))
             somewhere, where = jax.random.randint(key_frame, (), 0, latest), jax.random.uniform(key_where)
             moving = jnp.where(where < FIRST + AT_REST, 0, somewhere)
-            return jnp.where(where < rest, self._rest_frame, moving), where < rest
+            return jnp.where(where < AT_REST, self._rest_frame, moving), where < AT_REST
 
         return jax.vmap(draw)(key)
 

@@ -159,7 +159,7 @@ def test_a_loop_is_entered_from_rest_where_it_is_most_like_standing(tiny_env, mo
     env = ImitationEnv(tiny_env, rolled, config=ImitationConfig(starts="anywhere"))
     state = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 64))
     frame, still = np.asarray(state.info["clock"]) // env.control_steps_per_tick, np.asarray(state.info["catch_up"]) > 0
-    assert 8 < still.sum() < 32 and (frame[still] == 5).all() and len(set(frame.tolist())) > 12
+    assert 0 < still.sum() < 20 and (frame[still] == 5).all() and len(set(frame.tolist())) > 12
     at_rest = jax.jit(env.from_the_start(at_rest=True).reset)(jax.random.split(jax.random.key(0), 2))
     np.testing.assert_array_equal(at_rest.info["clock"], 5 * env.control_steps_per_tick)
 
