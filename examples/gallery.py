@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 import nil_jax
-from nil_jax.evaluation import episode_pictures, run_episodes
+from nil_jax.evaluation import compiled_episodes, episode_pictures
 
 SIZE = 200  # px of a panel
 
@@ -25,7 +25,7 @@ def main() -> None:
     options = command.parse_args()
     found = nil_jax.load_pretrained(options.name)
     env, policy = found.env, {"policy": found.policy}
-    episodes = jax.device_get(jax.jit(lambda key: run_episodes(env, policy, 1, key))(jax.random.key(0)))
+    episodes = compiled_episodes(env, policy, 1, jax.random.key(0))
     agent = episode_pictures(env, episodes["policy"], SIZE)[: round(options.seconds * env.reference.fps)]
     clip = [env.reference.frames[i % env.clip_length] for i in range(len(agent))]
     pairs = zip(clip, agent, strict=True)
