@@ -416,7 +416,7 @@ def _with_preset(argv: list[str]):
     def named(*flags: str) -> str | None:
         return next((b for a, b in itertools.pairwise(words) if a in flags), None)
 
-    fields = dict(PRESETS.get(named("--preset"), {}))  # an unknown name is refused by the parser
+    fields = dict(PRESETS.get(named("--preset") or "cpu", {}))  # an unknown name is refused by the parser
     if (reward := named("--reward")) in REWARDS:
         fields["reward"] = reward
     saved = _saved_config(Path(named("-o", "--output") or "")) if "--resume" in words else None

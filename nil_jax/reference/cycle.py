@@ -19,7 +19,7 @@ class Cycle(NamedTuple):
     """A loop within a motion."""
 
     first: int  # tick
-    count: int  # P
+    ticks: int  # P
     seam: float  # how far apart the motion is where the loop closes, over how far it moves in a tick; below 1 is good
     qpos: Float[np.ndarray, "P nq"]  # closed; from x = 0 on
 

@@ -269,9 +269,9 @@ def _cut(reference: Reference, env: Any) -> Reference:
     """Leaves of a reference the stride that closes best."""
     steps = reference.provenance["tempo"]["steps_per_second"]
     cycle = find_cycle(Body(env), reference.motion, reference.fps, steps)
-    keep = slice(cycle.first, cycle.first + cycle.count)
+    keep = slice(cycle.first, cycle.first + cycle.ticks)
     parts = {"frames": reference.frames[keep], "masks": reference.masks[keep], "motion": cycle.qpos}
-    about = {**reference.provenance, "cut": [cycle.first, cycle.count], "seam": round(cycle.seam, 2)}
+    about = {**reference.provenance, "cut": [cycle.first, cycle.ticks], "seam": round(cycle.seam, 2)}
     return replace(reference, **parts, start_qpos=cycle.qpos[0], loop=True, provenance=about)
 
 

@@ -127,7 +127,7 @@ def test_a_stride_is_cut_where_the_motion_repeats_and_closed_there(tiny_env):
     jump = qpos.copy()
     jump[20:23, 7:] += 0.3  # whatever repeats, it is not around here
     cycle = find_cycle(body, jump, RATE, steps_per_second=2 * RATE / 16)  # the rhythm is known but roughly
-    assert cycle.count == 17 and cycle.seam < 1
+    assert cycle.ticks == 17 and cycle.seam < 1
     seams = {end + k for end in (cycle.first, cycle.first + 17) for k in range(-2, 3)}
     assert not seams & {20, 21, 22}
     np.testing.assert_allclose(cycle.qpos[:, 0], 0.02 * np.arange(17), atol=1e-6)
@@ -141,7 +141,7 @@ def test_a_stride_is_cut_where_the_motion_repeats_and_closed_there(tiny_env):
 
 def test_without_a_rhythm_a_cycle_of_any_length_is_found(tiny_env):
     cycle = find_cycle(Body(tiny_env), walk(tiny_env, 50, 17, drift=0.0), RATE, None)
-    assert cycle.count in (17, 34) and cycle.seam < 0.1
+    assert cycle.ticks in (17, 34) and cycle.seam < 0.1
 
 
 def test_a_clip_shorter_than_a_stride_has_no_cycle(tiny_env):
