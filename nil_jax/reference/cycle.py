@@ -64,11 +64,14 @@ def _lengths(ticks: int, fps: float, steps: float | None) -> tuple[int, int]:
 
 def _best(points: Float[np.ndarray, "T K 3"], low: int, high: int) -> tuple[int, int, float]:
     """(first tick, P, seam) of the loop whose ends are most alike."""
-    apart = np.sqrt(np.square(points[:, None] - points[None]).sum(-1).mean(-1))
-    usual = max(float(np.median(np.diagonal(apart, 1))), 1e-9)
+
+    def apart(count: int) -> Float[np.ndarray, " n"]:
+        return np.sqrt(np.square(points[count:] - points[:-count]).sum(-1).mean(-1))
+
+    usual = max(float(np.median(apart(1))), 1e-9)
     window, found = np.ones(2 * AROUND + 1) / (2 * AROUND + 1), []
     for count in range(low, high + 1):
-        seams = np.convolve(np.diagonal(apart, count), window, "valid") / usual
+        seams = np.convolve(apart(count), window, "valid") / usual
         found.append((float(seams.min()), AROUND + int(seams.argmin()), count))
     seam, first, count = min(found)
     return first, count, seam

@@ -106,5 +106,5 @@ def hints(made: Mapping[str, Any]) -> list[str]:
     rhythm = tempo_hint(made["tempo"], made["speed"])
     found = [f"the clip shows {rhythm}"] if rhythm else []
     if made["tempo"]["steps_per_second"] and not made["loop"] and not made.get("cycle"):
-        found.append("the clip repeats; one stride of it as a loop is learnt sooner, and never ends: --cycle")
+        found.append("the clip repeats; one stride of it as a loop is less to learn, and never ends: --cycle")
     return found
