@@ -270,6 +270,16 @@ def test_video_term_compares_the_clip_that_ends_at_the_tick(tiny_env, tiny_refer
         np.testing.assert_allclose(metrics["reward/video"][-1] / 2, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("loop", [False, True])
+def test_the_clip_of_a_new_episode_is_that_of_the_reference(tiny_env, moving_reference, loop):
+    encoder = fake_encoder()
+    reference = nil_jax.with_embeddings(dataclasses.replace(moving_reference, loop=loop), encoder)
+    env = ImitationEnv(tiny_env, reference, encoder=encoder, config=ImitationConfig(starts="first"))
+    clip = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 2)).info["clip"]
+    np.testing.assert_allclose(encoder.embed_kept(clip), reference.embeddings["fake"][[0, 0]], atol=2.0)  # of 255
+    assert (abs(reference.embeddings["fake"][0, 1]) > 0.1) == loop  # before a loop's first frame stands its end
+
+
 def test_without_an_encoder_the_video_term_is_off(env):
     assert env.reward.video_weight == 0.0
 
