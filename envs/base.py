@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 
 @jax.tree_util.register_dataclass
@@ -78,6 +78,10 @@ class VmapWrapper(Env):
         """The states one control step later."""
         return self._step(state, action)
 
+    def drawn_starts(self, key: PRNGKeyArray, num_envs: int) -> Int[Array, " N"]:
+        """With which of the `num_envs` first states each environment restarts: with any of them."""
+        return jax.random.randint(key, (num_envs,), 0, num_envs)
+
     def on_reset(self, fresh: State, state: State) -> State:
         """What a restarted episode takes over from the state before it: nothing here."""
         del state
@@ -110,7 +114,7 @@ class AutoResetWrapper(Env):
         stepped = self.env.step(state.replace(info=inner), action, **options)
 
         key_next, key_draw = jax.random.split(key)
-        draw = jax.random.randint(key_draw, stepped.done.shape, 0, stepped.done.shape[0])
+        draw = self.env.drawn_starts(key_draw, len(stepped.done))
         drawn = jax.tree.map(lambda leaf, own: leaf[draw] if own else leaf, pool, _per_env(pool))
         fresh = self.env.on_reset(drawn, stepped)
 

@@ -22,9 +22,10 @@ from nil_jax.rendering import JaxRenderer, Renderer, WarpRenderer, make_scene
 from nil_jax.rewards import Encoder, RewardConfig
 from nil_jax.types import Transition
 
-# Parts of the episodes that begin at frame 0 as evaluations do, with the clip's speed or at rest, where they may begin
-# anywhere.
-FIRST, AT_REST = 0.2, 0.1
+# Where episodes may begin anywhere: the part of the environments in which all begin at rest, and the part of the other
+# episodes that begin at frame 0 as evaluations do. Were it a part of the episodes, there would be hardly a step of it:
+# from rest a robot falls soon, while the others walk on.
+AT_REST, FIRST = 0.1, 0.2
 CATCH_UP = 1.0  # s in which a robot that began at rest may be far from the clip's pose
 SLOW = 0.5  # m/s; errors of a slower clip's speed are measured by this
 MIN_TICKS = 10  # of an episode that begins late in a clip that does not loop
@@ -199,6 +200,14 @@ class ImitationEnv(VmapWrapper):
             info=state.info | {"clock": clock, "catch_up": catch_up} | ({} if clip is None else {"clip": clip}),
         )
 
+    def drawn_starts(self, key: PRNGKeyArray, num_envs: int) -> Int[Array, " N"]:
+        """Environments that begin at rest draw from each other's first states, and the others from theirs."""
+        split = self._num_at_rest(num_envs)
+        at_rest = jnp.arange(num_envs) < split
+        return jax.random.randint(
+            key, (num_envs,), jnp.where(at_rest, 0, split), jnp.where(at_rest, split, num_envs)
+        )
+
     def on_reset(self, fresh: State, state: State) -> State:
         """A restarted episode keeps the phase of the ticks, which all environments share."""
         if self.reference is None:
@@ -307,13 +316,18 @@ class ImitationEnv(VmapWrapper):
             return jnp.full(len(key), self._rest_frame if at_rest else 0), jnp.full(len(key), at_rest)
         latest = self.clip_length if self.reference.loop else max(1, self.clip_length - MIN_TICKS)
 
-        def draw(key: PRNGKeyArray) -> tuple[Int[Array, ""], Bool[Array, ""]]:
+        def draw(key: PRNGKeyArray) -> Int[Array, ""]:
             key_where, key_frame = jax.random.split(jax.random.fold_in(key, 1))
-            somewhere, where = jax.random.randint(key_frame, (), 0, latest), jax.random.uniform(key_where)
-            moving = jnp.where(where < FIRST + AT_REST, 0, somewhere)
-            return jnp.where(where < AT_REST, self._rest_frame, moving), where < AT_REST
+            somewhere = jax.random.randint(key_frame, (), 0, latest)
+            return jnp.where(jax.random.uniform(key_where) < FIRST, 0, somewhere)
 
-        return jax.vmap(draw)(key)
+        at_rest = jnp.arange(len(key)) < self._num_at_rest(len(key))
+        return jnp.where(at_rest, self._rest_frame, jax.vmap(draw)(key)), at_rest
+
+    def _num_at_rest(self, num_envs: int) -> int:
+        """How many environments, the first ones, always begin at rest."""
+        anywhere = self.reference is not None and self.config.starts == "anywhere"
+        return round(AT_REST * num_envs) if anywhere else 0
 
     @property
     def _logged_names(self) -> list[str]:
