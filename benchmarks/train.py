@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 STARTED = time.perf_counter()
 
@@ -119,7 +120,7 @@ class Enough(Exception):
     """The first gradient update is done."""
 
 
-def first_step(num_envs: int) -> None:
+def first_step(num_envs: int, reference: str) -> None:
     """In a process of its own: seconds from the first line of this file to the first gradient update of `train`."""
     log = Run.log
 
@@ -133,17 +134,19 @@ def first_step(num_envs: int) -> None:
     settings = {"num_envs": num_envs, "num_timesteps": 50_000, "learning_starts": 512}
     env = nil_jax.envs.make("unitree_h1")
     with contextlib.suppress(Enough):
-        nil_jax.train(env, standing_reference(env), progress=False, **settings)
+        nil_jax.train(env, reference, progress=False, **settings)
 
 
 def starts(num_envs: int) -> list[dict]:
     """Cold and warm start: the same process twice, with an empty compilation cache and with the one it left."""
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as folder:
+        reference = Path(folder) / "standing.ref"
+        standing_reference(nil_jax.envs.make("unitree_h1")).save(reference)
         settings = {
             "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
         }
-        command = [sys.executable, __file__, "--first-step", str(num_envs)]
+        command = [sys.executable, __file__, "--first-step", str(num_envs), str(reference)]
         seconds = [
             float(subprocess.run(command, env=os.environ | settings, capture_output=True, check=True, text=True).stdout)
             for _ in range(2)
@@ -157,10 +160,10 @@ def starts(num_envs: int) -> list[dict]:
 def main() -> None:
     """Prints the rows."""
     parser: argparse.ArgumentParser = common.parser(__doc__.splitlines()[0])
-    parser.add_argument("--first-step", type=int, metavar="ENVS", help=argparse.SUPPRESS)
+    parser.add_argument("--first-step", nargs=2, metavar=("ENVS", "REFERENCE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.first_step:
-        first_step(options.first_step)
+        first_step(int(options.first_step[0]), options.first_step[1])
         return
     rows = starts(64)
     for num_envs in NUM_ENVS["full" if options.full else "quick"]:

@@ -25,7 +25,7 @@ from nil_jax.types import Transition
 # Where episodes may begin anywhere: the part of the environments in which all begin at rest, and the part of the other
 # episodes that begin at frame 0 as evaluations do. Were it a part of the episodes, there would be hardly a step of it:
 # from rest a robot falls soon, while the others walk on.
-AT_REST, FIRST = 0.1, 0.2
+AT_REST, FIRST = 0.2, 0.2
 CATCH_UP = 1.0  # s in which a robot that began at rest may be far from the clip's pose
 SLOW = 0.5  # m/s; errors of a slower clip's speed are measured by this
 MIN_TICKS = 10  # of an episode that begins late in a clip that does not loop
@@ -138,7 +138,7 @@ class ImitationEnv(VmapWrapper):
             every = reference.loop or self.config.starts == "anywhere"
             size, frames = self.encoder.image_size, reference.frames[: None if every else 1]
             frames = jax.image.resize(frames, (len(frames), size, size, 3), "linear")
-            self._kept_frames = self.encoder.kept(frames.astype(jnp.uint8))
+            self._kept_frames = jax.jit(self.encoder.kept)(frames.astype(jnp.uint8))
 
     def reset(self, key: Key[Array, " N"]) -> State:
         """The first states, at the frames of the reference that the settings name; `key` is [N]."""
@@ -204,9 +204,7 @@ class ImitationEnv(VmapWrapper):
         """Environments that begin at rest draw from each other's first states, and the others from theirs."""
         split = self._num_at_rest(num_envs)
         at_rest = jnp.arange(num_envs) < split
-        return jax.random.randint(
-            key, (num_envs,), jnp.where(at_rest, 0, split), jnp.where(at_rest, split, num_envs)
-        )
+        return jax.random.randint(key, (num_envs,), jnp.where(at_rest, 0, split), jnp.where(at_rest, split, num_envs))
 
     def on_reset(self, fresh: State, state: State) -> State:
         """A restarted episode keeps the phase of the ticks, which all environments share."""
@@ -285,29 +283,29 @@ class ImitationEnv(VmapWrapper):
         self.motion = jnp.asarray(reference.motion, jnp.float32)
         speed = velocities(env.mj_model, reference.motion, 1 / reference.fps, loop=reference.loop)
         self.motion_velocity, self._speed = jnp.asarray(speed), jnp.asarray(speed[:, 0].mean())
-        self._joints = self._at_control_rate(self.motion[:, 7:])
+        joints = self._at_control_rate(reference.motion[:, 7:])
         self.body = Body(env)
         points = self.body.keypoints(reference.motion)
         if reference.loop:
             # A loop may be entered anywhere: from standing, where it is most like that.
             away = points - self.body.keypoints(env.default_qpos[None])
             self._rest_frame = int(np.square(away).sum(-1).mean(-1).argmin())
-        self._points = self._at_control_rate(jnp.asarray(points).reshape(len(points), -1)).reshape(
-            -1, *points.shape[1:]
-        )
+        self._joints, self._points = jnp.asarray(joints), jnp.asarray(self._at_control_rate(points))
         # A servo lags behind what moves, by its damping: it is told to be where the joint would be that much later.
-        self._targets = self._joints + env.servo_lag * self._at_control_rate(self.motion_velocity[:, 6:])
+        targets = joints + env.servo_lag * self._at_control_rate(speed[:, 6:])
+        self._targets = jnp.asarray(targets, jnp.float32)
 
     def _row(self, clock: Int[Array, " N"]) -> Int[Array, " N"]:
         """Of the arrays at control rate."""
         rows = len(self._joints)
         return clock % rows if self.reference.loop else jnp.minimum(clock, rows - 1)
 
-    def _at_control_rate(self, ticks: Float[Array, "T J"]) -> Float[Array, "C J"]:
+    def _at_control_rate(self, ticks: Float[np.ndarray, "T ..."]) -> Float[np.ndarray, "C ..."]:
         """Values of ticks at every control step, in between linearly."""
-        following = jnp.roll(ticks, -1, axis=0) if self.reference.loop else jnp.concatenate([ticks[1:], ticks[-1:]])
-        part = jnp.arange(self.control_steps_per_tick)[None, :, None] / self.control_steps_per_tick
-        return ((1 - part) * ticks[:, None] + part * following[:, None]).reshape(-1, ticks.shape[-1])
+        following = np.concatenate([ticks[1:], ticks[:1] if self.reference.loop else ticks[-1:]])
+        steps = self.control_steps_per_tick
+        between = [(1 - i / steps) * ticks + i / steps * following for i in range(steps)]
+        return np.stack(between, axis=1).reshape(-1, *ticks.shape[1:]).astype(np.float32)
 
     def _first_frames(self, key: Key[Array, " N"]) -> tuple[Int[Array, " N"], Bool[Array, " N"]]:
         """Frames of the reference where episodes begin, and whether they begin at rest there."""

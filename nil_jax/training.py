@@ -272,14 +272,12 @@ def _train_side_by_side(
     def keys() -> list[PRNGKeyArray]:
         return [jax.random.key(run.config.train.seed) for run in runs]
 
-    key_shapes = jax.eval_shape(lambda: joined(keys()))
-    shapes = jax.eval_shape(program.init, key_shapes)
-    _check_plan(env, shapes, config, runs)
+    first = jax.jit(program.init, out_shardings=program.shardings).trace(jax.eval_shape(lambda: joined(keys())))
+    _check_plan(env, first.out_info, config, runs)
     with runs[0].stage("compile"):
-        init, call, evaluate = compiled_programs(program, config, key_shapes, shapes, ticks_per_call)
+        init, call, evaluate = compiled_programs(program, config, first, ticks_per_call)
     for run in runs:
         run.start(env.reference, env.renderer_kind)
-    untrained = [program.actor_critic.init(key) for key in keys()]
     state = init(joined(keys()))
     done = min(run.newest for run in runs)
     if done:
@@ -302,7 +300,7 @@ def _train_side_by_side(
                 if not np.isfinite(summary.get("learner/critic_loss", 0.0)):
                     raise FloatingPointError(run.divergence())
             if evals > evals_before:
-                episodes = [evaluate(part(state.learner, i, count), untrained[i]) for i in range(count)]
+                episodes = [evaluate(part(state.learner, i, count), key) for i, key in enumerate(keys())]
                 for i, run in enumerate(runs):
                     row = evaluation.summary(episodes[i])["policy"]
                     run.checkpoint(done, part(state, i, count), row)
@@ -316,7 +314,7 @@ def _train_side_by_side(
                 raise KeyboardInterrupt
     learners = [part(state.learner, i, count) for i in range(count)]
     if not episodes:  # the runs had ended before
-        episodes = [evaluate(*pair) for pair in zip(learners, untrained, strict=True)]
+        episodes = [evaluate(*pair) for pair in zip(learners, keys(), strict=True)]
     return [_result(program, *found) for found in zip(runs, learners, episodes, strict=True)]
 
 

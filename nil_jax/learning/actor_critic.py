@@ -161,7 +161,7 @@ def make_actor_critic(
         axis=axis,
     )
     return ActorCritic(
-        init=partial(_init, parts, observation_size, action_size),
+        init=jax.jit(partial(_init, parts, observation_size, action_size)),
         act=partial(_act, parts),
         observe=partial(_observe, parts),
         update=partial(_update, parts),
