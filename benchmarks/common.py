@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +29,13 @@ def parser(description: str) -> argparse.ArgumentParser:
     size.add_argument("--full", action="store_true", help="the sizes that are reported")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file")
     return command
+
+
+def run(main: Callable[[], None]) -> None:
+    """The entry point of a script: what is wrong with its arguments is said in one line, as `nil-jax` does."""
+    from nil_jax.cli import guarded
+
+    guarded(main, Path(sys.argv[0]).name)
 
 
 def row(

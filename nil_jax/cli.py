@@ -372,8 +372,13 @@ def main(argv: list[str] | None = None) -> None:
         print(f"nil_jax {__version__}")
         return
     use_compilation_cache()
+    guarded(lambda: _parsed(argv)(), "nil-jax")
+
+
+def guarded(command: Callable[[], None], name: str) -> None:
+    """Runs a command; what this package refuses ends it with one line behind the command's name, and exit code 2."""
     try:
-        _parsed(argv)()
+        command()
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone
@@ -381,7 +386,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if not _is_ours(error):
             raise
-        ERR.print(f"nil-jax: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        ERR.print(f"{name}: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         parallel.leave(2)
 
 
@@ -411,7 +416,7 @@ def _parsed(argv: list[str]) -> Callable[[], None]:
 
 def _with_preset(argv: list[str]):
     """The command `train` with the defaults of the preset and the reward, or of the run to resume, that are named."""
-    words = [part for word in argv for part in word.split("=", 1)]
+    words = [part for word in argv for part in _apart(word)]
 
     def named(*flags: str) -> str | None:
         return next((b for a, b in itertools.pairwise(words) if a in flags), None)
@@ -432,6 +437,13 @@ def _with_preset(argv: list[str]):
 
     command.__signature__ = signature.replace(parameters=parameters)
     return command
+
+
+def _apart(word: str) -> list[str]:
+    """Flag and value of --output=FOLDER or -oFOLDER; any other word as it is."""
+    if word.startswith("-o") and word != "-o":
+        return ["-o", word[2:].removeprefix("=")]
+    return word.split("=", 1)
 
 
 def _saved_config(folder: Path) -> Config | None:

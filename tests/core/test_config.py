@@ -44,7 +44,7 @@ def test_the_command_line_takes_the_defaults_of_the_named_reward(words):
 def test_the_command_line_takes_the_defaults_of_the_run_that_it_resumes(tmp_path):
     saved = preset("gpu").with_fields(num_timesteps=77_000, gamma=0.9)
     save_config(saved, tmp_path / "config.json")
-    for words in (["-o", str(tmp_path)], [f"--output={tmp_path}", "--preset", "gpu"]):
+    for words in (["-o", str(tmp_path)], [f"-o{tmp_path}"], [f"--output={tmp_path}", "--preset", "gpu"]):
         command = cli._with_preset(["train", "unitree_a1", "clip.mp4", "--resume", *words])
         assert inspect.signature(command).parameters["config"].default == saved
     command = cli._with_preset(["train", "unitree_a1", "clip.mp4", "--resume", "-o", str(tmp_path / "none")])
