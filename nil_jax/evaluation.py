@@ -36,6 +36,11 @@ def random_policy(action_size: int) -> Policy:
     )
 
 
+def untrained_key(key: PRNGKeyArray) -> PRNGKeyArray:
+    """Of the untrained policy that a run's evaluations compare with, from the key of its seed."""
+    return jax.random.fold_in(key, 1)
+
+
 class Episodes(NamedTuple):
     """One episode in each of N environments. Metrics are explained at `run_episodes`."""
 

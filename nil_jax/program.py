@@ -209,7 +209,7 @@ def _lowered_call(program: Program, shapes: TrainingState, ticks: int) -> jax.st
 
 def _lowered_evaluation(program: Program, config: Config) -> jax.stages.Lowered:
     def run_episodes(learner: LearnerState, key: PRNGKeyArray) -> dict:
-        learners = learner, program.actor_critic.init(jax.random.fold_in(key, 1))
+        learners = learner, program.actor_critic.init(evaluation.untrained_key(key))
         trained = [make_policy(program.actor_critic, learner, deterministic=True) for learner in learners]
         policies = dict(zip(_names(program), [*trained, *_controls(program).values()], strict=True))
         return evaluation.run_episodes(program.env.env, policies, config.train.num_eval_envs, key)

@@ -29,6 +29,7 @@ from nil_jax.config import MAY_CHANGE, Config, differences, flatten, load_config
 from nil_jax.envs import RobotEnv, make
 from nil_jax.envs.physics import OVERFLOW
 from nil_jax.envs.robot import DIVERGED
+from nil_jax.evaluation import untrained_key
 from nil_jax.files import read_json
 from nil_jax.learning import ActorCritic, make_actor_critic, make_policy
 from nil_jax.metrics import MetricsLog, check_wandb, read_metrics, start_wandb
@@ -340,7 +341,7 @@ class SavedRun:
     def policies(self) -> tuple[ImitationEnv, dict[str, Any]]:
         """The environment of the run, and its policies: the newest one and the untrained one."""
         env, actor_critic = self.program()
-        template = actor_critic.init(jax.random.key(self.config.train.seed))
+        template = actor_critic.init(untrained_key(jax.random.key(self.config.train.seed)))
         learners = {"policy": self.learner(template), "untrained policy": template}
         return env, {name: make_policy(actor_critic, learner, deterministic=True) for name, learner in learners.items()}
 
