@@ -209,10 +209,11 @@ def _lowered_call(program: Program, shapes: TrainingState, ticks: int) -> jax.st
 
 def _lowered_evaluation(program: Program, config: Config) -> jax.stages.Lowered:
     def run_episodes(learner: LearnerState, key: PRNGKeyArray) -> dict:
-        learners = learner, program.actor_critic.init(evaluation.untrained_key(key))
-        trained = [make_policy(program.actor_critic, learner, deterministic=True) for learner in learners]
-        policies = dict(zip(_names(program), [*trained, *_controls(program).values()], strict=True))
-        return evaluation.run_episodes(program.env.env, policies, config.train.num_eval_envs, key)
+        untrained = program.actor_critic.init(evaluation.untrained_key(key))
+        policies = [make_policy(program.actor_critic, each, deterministic=True) for each in (learner, untrained)]
+        policies += _controls(program).values()
+        named = dict(zip(_names(program), policies, strict=True))
+        return evaluation.run_episodes(program.env.env, named, config.train.num_eval_envs, key)
 
     key = jax.random.key(config.train.seed)
     return jax.jit(run_episodes).lower(jax.eval_shape(program.actor_critic.init, key), key)
