@@ -136,6 +136,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": 0.99,
         "tau": 0.005,
         "weight_decay": 1e-4,
+        "lr_decay": 0.0,
         "target_entropy_scale": 0.5,
         "init_temperature": 1.0,
     },

@@ -71,7 +71,8 @@ def make_program(env: ImitationEnv, config: Config, num_runs: int = 1) -> Progra
     mesh = parallel.make_mesh(config.train.num_devices or 1)
     share = share_of_a_device(config, mesh.size)
     auto_env = AutoResetWrapper(env)
-    actor_critic = make_actor_critic(env.observation_size, env.action_size, share.learner, parallel.AXIS)
+    sizes = env.observation_size, env.action_size
+    actor_critic = make_actor_critic(*sizes, share.learner, parallel.AXIS, _num_updates(config))
     replay = make_replay(share.learner, share.train.num_envs)
     whole, split = parallel.REPEATED, parallel.SPLIT
     init = partial(_init, auto_env, actor_critic, replay, share.train.num_envs)
@@ -88,6 +89,12 @@ def make_program(env: ImitationEnv, config: Config, num_runs: int = 1) -> Progra
         on_devices(training_step, in_specs=(specs, whole), out_specs=(specs, whole)),
         parallel.shardings(mesh, specs),
     )
+
+
+def _num_updates(config: Config) -> int:
+    """Gradient updates of a whole run, give or take those of a compiled call."""
+    learner, train = config.learner, config.train
+    return (train.num_timesteps - learner.learning_starts) * learner.grad_updates_per_step // train.num_envs
 
 
 def share_of_a_device(config: Config, num_devices: int) -> Config:

@@ -37,6 +37,7 @@ class LearnerConfig:
     actor_lr: float = 3e-4
     critic_lr: float = 3e-4
     alpha_lr: float = 3e-4  # 0 keeps the temperature at init_temperature
+    lr_decay: float = 0.3  # last share of a run's updates, over which all learning rates fall linearly to 0
     weight_decay: float = 0.0  # decoupled (AdamW), actor and critics
     max_grad_norm: float = 10.0  # of the actor's and of the critics' gradient
     gamma: float = 0.98
@@ -72,7 +73,8 @@ class LearnerConfig:
         _expect("gamma", 0.0 <= self.gamma < 1.0, "a number in [0, 1)", self.gamma)
         for name in ("tau", "actor_average"):
             _expect(name, 0.0 < getattr(self, name) <= 1.0, "a number in (0, 1]", getattr(self, name))
-        _expect("pessimism", 0.0 <= self.pessimism <= 1.0, "a number in [0, 1]", self.pessimism)
+        for name in ("pessimism", "lr_decay"):
+            _expect(name, 0.0 <= getattr(self, name) <= 1.0, "a number in [0, 1]", getattr(self, name))
         _expect("critic", self.critic in ("twin", "distributional"), "'twin' or 'distributional'", self.critic)
         dtypes = ("float32", "bfloat16")
         _expect("network_dtype", self.network_dtype in dtypes, "'float32' or 'bfloat16'", self.network_dtype)
@@ -124,10 +126,15 @@ class _Parts(NamedTuple):
     optimizers: dict[str, optax.GradientTransformation]
     target_entropy: float  # nats
     axis: str | None  # of the devices that share a batch
+    num_updates: int | None  # of the whole run
 
 
 def make_actor_critic(
-    observation_size: int, action_size: int, config: LearnerConfig, axis: str | None = None
+    observation_size: int,
+    action_size: int,
+    config: LearnerConfig,
+    axis: str | None = None,
+    num_updates: int | None = None,
 ) -> ActorCritic:
     """Build the functions of a soft actor-critic.
 
@@ -141,6 +148,8 @@ def make_actor_critic(
       config: the settings.
       axis: name of a mapped axis over devices (`jax.shard_map`). Each then calls `observe` and `update` with its own
         part of the data, and all of them get what one device would have got from the whole.
+      num_updates: gradient updates of the whole run, at whose end the learning rates fall (`config.lr_decay`); of a run
+        without end (None) they stay.
 
     Returns:
       The functions.
@@ -159,6 +168,7 @@ def make_actor_critic(
         optimizers=_make_optimizers(config),
         target_entropy=-config.target_entropy_scale * action_size,
         axis=axis,
+        num_updates=num_updates,
     )
     return ActorCritic(
         init=jax.jit(partial(_init, parts, observation_size, action_size)),
@@ -361,7 +371,15 @@ def _mean(parts: _Parts, tree: Any) -> Any:
 def _descend(parts: _Parts, state: LearnerState, name: str, params: Any, grad: Any) -> tuple[Any, Any]:
     """(params, optimizer state) after one step of the optimiser called `name`."""
     updates, optimizer_state = parts.optimizers[name].update(grad, state.optimizer_state[name], params)
-    return optax.apply_updates(params, updates), optimizer_state
+    return optax.apply_updates(params, optax.tree.scale(_decay(parts, state), updates)), optimizer_state
+
+
+def _decay(parts: _Parts, state: LearnerState) -> Float[Array, ""]:
+    """Share of the learning rates that is left: 1, and then linearly down to 0 at the end of the run."""
+    falling = parts.config.lr_decay * (parts.num_updates or 0)  # updates
+    if not falling:
+        return jnp.ones(())
+    return jnp.clip((parts.num_updates - state.steps) / falling, 0.0, 1.0)
 
 
 def _make_optimizers(config: LearnerConfig) -> dict[str, optax.GradientTransformation]:

@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from PIL import Image
 from scipy.ndimage import median_filter
-from scipy.signal import savgol_filter
 
 from nil_jax.envs import Body
 from nil_jax.reference.align import DISTANCE, DOWN, JOINTS, PITCH, SCALE, Problem, search
@@ -105,6 +104,8 @@ def fit_motion(
 
 
 def _smooth(theta: Float[np.ndarray, "T P"], window: int, order: int, loop: bool) -> Float[np.ndarray, "T P"]:
+    from scipy.signal import savgol_filter  # here, because every `import nil_jax` would wait for it
+
     window = min(window, len(theta) - 1 + len(theta) % 2)  # odd
     if window <= order:
         return theta

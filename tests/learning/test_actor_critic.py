@@ -61,6 +61,21 @@ def state(learner):
     return learner.init(jax.random.key(0))
 
 
+def test_learning_rates_fall_linearly_over_the_last_share_of_a_run(state):
+    """Steps of Adam from one state that is said to be at different places of a run of 100 updates."""
+    falling = make_actor_critic(OBS, ACT, replace(SMALL, lr_decay=0.4), num_updates=100)
+
+    def step(steps):
+        after, _ = jax.jit(falling.update)(replace(state, steps=jnp.int32(steps)), _batch(), jax.random.key(1))
+        moved = jax.tree.map(lambda a, b: a - b, (after.params, after.log_alpha), (state.params, state.log_alpha))
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(moved)])
+
+    whole = step(0)
+    assert np.abs(whole).max() > 1e-4
+    for steps, share in ((60, 1.0), (70, 0.75), (95, 0.125), (100, 0.0), (120, 0.0)):
+        np.testing.assert_allclose(step(steps), share * whole, atol=1e-6, err_msg=str(steps))
+
+
 def test_update_is_pure(learner, state):
     before = [np.array(leaf) for leaf in jax.tree.leaves(state)]
     first, first_metrics = learner.update(state, _batch(), jax.random.key(1))
