@@ -59,7 +59,8 @@ class EnvConfig:
     episode_length: int = 500  # control steps until truncation
     reset_noise: float = 0.02  # rad and rad/s, uniform, on the joints
     reset_velocity: float = 0.0  # m/s forward at reset
-    # Domain randomisation, drawn anew for each episode: shares by which values vary up and down, and a delay.
+    # Domain randomisation: shares by which values vary up and down, and a delay. Each of the first episodes, one in an
+    # environment, has its own, and each later one those of one of them.
     mass_spread: float = 0.0  # of each body's mass and inertia
     friction_spread: float = 0.0  # of the friction between feet and floor
     gain_spread: float = 0.0  # of each actuator's strength

@@ -91,7 +91,8 @@ def as_gymnasium(env: Env, num_envs: int | None = None, seed: int | None = None)
 
     Of N robots, finished episodes restart within the step that ends them (`AutoresetMode.SAME_STEP`), and `infos` has
     the form of Gymnasium's own vector environments: `final_obs` and `final_info` hold the true last observations and
-    metrics, `_final_obs` says of which robots. Robot i begins as a single one does with the seed `seed + i`.
+    metrics, `_final_obs` says of which robots. Robot i begins as a single one does with the seed `seed + i`;
+    of an `ImitationEnv` this is not so, as the first of its robots always begin at rest.
 
     Args:
         env: one robot, or an `ImitationEnv`.

@@ -46,6 +46,11 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items))
         self._manager.wait_until_finished()
 
+    def forget_newer(self, step: int) -> None:
+        """Deletes the checkpoints behind a step: a run that goes on from there makes them again."""
+        for newer in [found for found in self._manager.all_steps() if found > step]:
+            self._manager.delete(newer)
+
     def restore(self, templates: Mapping[str, Any], step: int | None = None) -> dict[str, Any]:
         """The named parts of the newest checkpoint, or of that of a step, in the structure of their templates.
 

@@ -75,8 +75,7 @@ def frame(
     from nil_jax.envs import make
     from nil_jax.reference import start_frame
 
-    if not 16 <= size <= 4096:
-        raise ValueError(f"size: expected 16 to 4096 px, got {size}")
+    _check_size(size)
     _check_new(output, (".png", ".jpg"))
     Image.fromarray(start_frame(make(robot), size, floor=floor)).save(output)
     ERR.print(f"wrote {output}", highlight=False)
@@ -278,13 +277,14 @@ def render(run: RunFolder, *, output: Output, seed: int = 0, size: int = 320) ->
     from nil_jax.pretrained import load_policies
     from nil_jax.report import write_comparison
 
+    _check_size(size)
     _check_new(output, (".mp4",))
     env, policies = load_policies(run)
     if env.reference is None:
         raise ValueError(f"run: expected one with a reference video, got {run}, which was trained without")
     policy = {"policy": policies["policy"]}
     episodes = compiled_episodes(env, policy, 1, jax.random.key(seed))
-    write_comparison(output, env.reference, episode_pictures(env, episodes["policy"], size))
+    write_comparison(output, env, episode_pictures(env, episodes["policy"], size))
     ERR.print(f"wrote {output}", highlight=False)
 
 
@@ -341,6 +341,11 @@ def distill(
     else:
         learned = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
         ERR.print(f"{output}: {learned}; type: --encoder {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_size(size: int) -> None:
+    if not 16 <= size <= 4096:
+        raise ValueError(f"size: expected 16 to 4096 px, got {size}")
 
 
 def _check_new(output: Path, endings: tuple[str, ...] = ()) -> None:

@@ -35,6 +35,10 @@ class TrainConfig:
         for name in ("num_timesteps", "num_envs", "num_evals", "num_eval_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        if self.num_devices is not None and self.num_devices < 1:
+            raise ValueError(f"num_devices: expected an integer >= 1, got {self.num_devices}")
+        if not 0 <= self.seed < 2**32:  # JAX's keys have 32 bits of it
+            raise ValueError(f"seed: expected an integer from 0 to 2^32 - 1, got {self.seed}")
         if self.num_timesteps < self.num_envs:
             raise ValueError(f"num_timesteps: expected at least num_envs ({self.num_envs}), got {self.num_timesteps}")
 
@@ -94,7 +98,8 @@ PARTS = {
     "learner": LearnerConfig,
 }
 
-MAY_CHANGE = ("num_timesteps", "num_evals")  # when a run goes on
+# When a run goes on.
+MAY_CHANGE = ("num_timesteps", "num_evals", "actor_lr", "critic_lr", "alpha_lr", "lr_decay", "max_grad_norm")
 
 REWARDS = {"default": RewardConfig(), "paper": RewardConfig.paper()}
 

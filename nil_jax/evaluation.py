@@ -38,7 +38,7 @@ def random_policy(action_size: int) -> Policy:
 
 def untrained_key(key: PRNGKeyArray) -> PRNGKeyArray:
     """Of the untrained policy that a run's evaluations compare with, from the key of its seed."""
-    return jax.random.fold_in(key, 1)
+    return jax.random.fold_in(key, 2**31 - 1)  # far from what `split` gives, which counts from 0
 
 
 class Episodes(NamedTuple):
@@ -56,14 +56,16 @@ def run_episodes(
 
     The metrics, by environment: `return` (sum of rewards until the episode ends), `length` (s), `fall` (0 or 1), where
     the environment tells `forward_velocity` and `foot_slip_speed` also `distance` (m along x until the end), `speed`
-    (m/s) and `foot_slip` (m/s, mean over steps), and with a reference `mask_iou` (mean over the clip, 0 after a fall)
-    and `mask_iou_shuffled`, the same against the reference's masks in another order: what of the IoU is not due to
-    moving at the right time. Under Warp's physics `buffer_overflow` says in which environments contacts were lost.
+    (m/s) and `foot_slip` (m/s, mean over steps), and with a reference `mask_iou` (mean over all ticks of the clip, or
+    of the longest episode, but the last one; 0 after a fall) and `mask_iou_shuffled`, the same against the reference's
+    masks in another order: what of the IoU is not due to moving at the right time. Under Warp's physics
+    `buffer_overflow` says in which environments contacts were lost.
 
     Of robots also: `locomotion` (LocoMuJoCo's environment reward over 4 s, which are its 400 steps at 100 Hz, 0 after a
-    fall; 400 is the most), `jerk` (rad/s^3, root mean square over joints and steps), with a reference `torque` (root
-    mean square, of the limits), and with one that has a motion `pose_error` (m, root mean square over keypoints and the
-    ticks before a fall, of the motion or its left/right mirror, whichever is nearer).
+    fall; 400 is the most, also of a clip that ends before), `jerk` (rad/s^3, root mean square over joints and steps),
+    with a reference `torque` (root mean square, of the limits), and with one that has a motion `pose_error` (m, root
+    mean square over keypoints and the ticks before a fall, of the motion or its left/right mirror, whichever is
+    nearer).
     """
 
     def mixed(observation: Array, key: PRNGKeyArray) -> tuple[Array, dict]:
@@ -77,7 +79,7 @@ def run_episodes(
     key_order, key_reset, key_run = jax.random.split(key, 3)
     order = jnp.zeros(num_ticks, jnp.int32)
     if env.reference is not None:
-        num_ticks = num_ticks if env.reference.loop else env.clip_length - 1
+        num_ticks = num_ticks if env.reference.loop else min(num_ticks, env.clip_length - 1)
         shuffled = jax.random.permutation(key_order, env.clip_length - 1) + 1
         order = shuffled[jnp.arange(num_ticks) % len(shuffled)]
     auto_env = AutoResetWrapper(env)
@@ -101,8 +103,7 @@ def run_episodes(
             steps = steps | {"squared_error": jnp.zeros((ticks, *errors.shape)).at[-1].set(errors)}
         if env.reference is not None:
             iou = mask_iou(env.masks(state), jnp.repeat(env.ref_masks[other][None], len(state.reward), axis=0))
-            iou = jnp.where(steps["done"][-1], 0.0, iou) * ticks
-            steps = steps | {"shuffled": jnp.zeros_like(steps["reward"]).at[-1].set(iou)}
+            steps = steps | {"shuffled": jnp.zeros_like(steps["reward"]).at[-1].set(ticks * iou)}
         return state, (steps, path(state))
 
     state = auto_env.reset(jax.random.split(key_reset, len(policies) * num_envs))
@@ -153,7 +154,7 @@ def _metrics(steps: dict[str, Shaped[Array, "T N ..."]], env: ImitationEnv) -> d
     if "foot_slip_speed" in steps:
         result["foot_slip"] = (alive * steps["foot_slip_speed"]).sum(axis=0) / count
     if "locomotion" in steps:
-        first = round(LOCOMOTION_SECONDS / dt)
+        first = min(round(LOCOMOTION_SECONDS / dt), len(alive))
         lasted = LOCOMOTION_STEPS / first * (alive * steps["locomotion"])[:first].sum(axis=0)
         result["locomotion"] = lasted
         acceleration_changes = jnp.diff(steps["joint_velocity"], n=2, axis=0) / dt**2
@@ -167,8 +168,10 @@ def _metrics(steps: dict[str, Shaped[Array, "T N ..."]], env: ImitationEnv) -> d
     if OVERFLOW in steps:
         result[OVERFLOW] = (alive * steps[OVERFLOW]).max(axis=0)
     if "shuffled" in steps:
-        result["mask_iou"] = (alive * steps["reward/mask"]).mean(axis=0)
-        result["mask_iou_shuffled"] = (alive * steps["shuffled"]).mean(axis=0)
+        # Without the last tick of an episode: behind it another one has begun, and the masks are of that.
+        looks, most = alive * ~steps["done"], max(len(alive) - env.control_steps_per_tick, 1)
+        result["mask_iou"] = (looks * steps["reward/mask"]).sum(axis=0) / most
+        result["mask_iou_shuffled"] = (looks * steps["shuffled"]).sum(axis=0) / most
     return result
 
 
@@ -217,7 +220,12 @@ def evaluate(
 
     Returns:
         By name ("policy", "zero action", "random policy", ...) the means that `run_episodes` describes.
+
+    Raises:
+        ValueError: no episode.
     """
+    if num_envs < 1:
+        raise ValueError(f"num_envs: expected an integer >= 1, got {num_envs}")
     if not isinstance(env, ImitationEnv):
         env = ImitationEnv(env, reference, reward, encoder)
     env = env.from_the_start(at_rest=at_rest)

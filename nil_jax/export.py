@@ -20,10 +20,8 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import mujoco
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-from nil_jax.envs import grounded
 from nil_jax.evaluation import Policy
 from nil_jax.rollout import ImitationEnv
 
@@ -42,15 +40,15 @@ def controller(env: ImitationEnv, policy: Policy) -> Controller:
         policy: a deterministic one.
 
     Returns:
-        `(qpos, qvel, last_action, clock) -> (ctrl, action)`: `clock` counts control steps since frame 0 of the
-        reference, `ctrl` is what MuJoCo's actuators take (rad or N m), held until the next call.
+        `(qpos, qvel, last_action, clock) -> (ctrl, action)`: `clock` counts control steps since the start that
+        evaluations have, `ctrl` is what MuJoCo's actuators take (rad or N m), held until the next call.
     """
-    robot = env.env
+    robot, first_clock = env.env, env.first_pose()[2] * env.control_steps_per_tick
 
     def control(
         qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], last_action: Float[Array, " U"], clock: Int[Array, ""]
     ) -> tuple[Float[Array, " U"], Float[Array, " U"]]:
-        clock = jnp.asarray(clock)[None]
+        clock = first_clock + jnp.asarray(clock)[None]
         observation = env.observation(robot.observation(qpos, qvel, last_action)[None], clock)
         action, _ = policy(observation, jax.random.key(0))
         action = jnp.clip(action[0], -1.0, 1.0)
@@ -73,7 +71,7 @@ def export_policy(env: ImitationEnv, policy: Policy, folder: Path) -> None:
     shapes = [jax.ShapeDtypeStruct((size,), jnp.float32) for size in (model.nq, model.nv, model.nu)]
     clock = jax.ShapeDtypeStruct((), jnp.int32)
     exported = jax.export.export(jax.jit(controller(env, policy)), platforms=PLATFORMS)(*shapes, clock)
-    qpos, qvel = _start(env)
+    qpos, qvel, _ = env.first_pose()
     about = {
         "robot": robot.spec.name,
         "ctrl_dt": robot.dt,
@@ -91,13 +89,6 @@ def export_policy(env: ImitationEnv, policy: Policy, folder: Path) -> None:
     (folder / "policy.stablehlo").write_bytes(exported.serialize())
     (folder / "model.xml").write_text(_xml(robot.mj_spec))
     (folder / "policy.json").write_text(json.dumps(about, indent=2) + "\n")
-
-
-def _start(env: ImitationEnv) -> tuple[np.ndarray, np.ndarray]:
-    """Pose [nq] and velocity [nv] where evaluations begin: frame 0 of the motion, as fast as it is there."""
-    if env.config.starts == "rest" or env.motion is None:
-        return env.env.start_qpos, np.zeros(env.env.mj_model.nv)
-    return np.asarray(grounded(env.env, env.motion[0].at[0].set(0.0))), np.asarray(env.motion_velocity[0])
 
 
 def _xml(spec: mujoco.MjSpec) -> str:

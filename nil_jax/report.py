@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from nil_jax.config import Config, differences, flatten, load_config
 from nil_jax.metrics import read_metrics
 from nil_jax.reference import Reference, write_video
+from nil_jax.rollout import ImitationEnv
 
 PANEL, LABEL = 320, 24  # px
 REFERENCE_COLOR, AGENT_COLOR = (214, 69, 65), (52, 100, 200)
@@ -55,11 +56,16 @@ def curves(rows: Sequence[Mapping[str, float | None]], names: Sequence[tuple[str
     return file.getvalue()
 
 
-def comparison_frames(reference: Reference, pictures: UInt8[np.ndarray, "T S S 3"]) -> UInt8[np.ndarray, "T h w 3"]:
-    """Reference beside agent beside the overlay of their silhouettes (red: reference only, blue: agent only)."""
+def comparison_frames(
+    reference: Reference, pictures: UInt8[np.ndarray, "T S S 3"], first: int = 0
+) -> UInt8[np.ndarray, "T h w 3"]:
+    """Reference, from its frame `first`, beside agent beside the overlay of their silhouettes.
+
+    Red is the reference's alone, blue the agent's alone.
+    """
     frames = []
     for t, picture in enumerate(pictures):
-        shown = t % len(reference.frames)
+        shown = (first + t) % len(reference.frames)
         clip, agent = _resized(reference.frames[shown]), _resized(picture)
         ref_mask = np.asarray(Image.fromarray(reference.masks[shown]).resize((PANEL, PANEL), Image.Resampling.NEAREST))
         agent_mask = (agent < 250).any(axis=-1)
@@ -71,9 +77,10 @@ def comparison_frames(reference: Reference, pictures: UInt8[np.ndarray, "T S S 3
     return np.stack(frames)
 
 
-def write_comparison(path: Path, reference: Reference, pictures: UInt8[np.ndarray, "T S S 3"]) -> None:
+def write_comparison(path: Path, env: ImitationEnv, pictures: UInt8[np.ndarray, "T S S 3"]) -> None:
     """The comparison video, at the reference's rate; it ends where the agent falls."""
-    write_video(path, comparison_frames(reference, pictures), reference.fps)
+    first = env.first_pose()[2]
+    write_video(path, comparison_frames(env.reference, pictures, first), env.reference.fps)
 
 
 def _resized(image: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "s s 3"]:

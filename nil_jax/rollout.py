@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt8
 
 from nil_jax import rewards
-from nil_jax.envs import AutoResetWrapper, Body, RobotEnv, State, VmapWrapper
+from nil_jax.envs import AutoResetWrapper, Body, RobotEnv, State, VmapWrapper, grounded
 from nil_jax.reference import Reference
 from nil_jax.reference.motion import velocities
+from nil_jax.reference.prepare import all_resized
 from nil_jax.rendering import JaxRenderer, Renderer, WarpRenderer, make_scene
 from nil_jax.rewards import Encoder, RewardConfig
 from nil_jax.types import Transition
@@ -55,18 +56,23 @@ class ImitationConfig:
         if not 0 <= self.lost_pose < math.inf:
             raise ValueError(f"lost_pose: expected a number >= 0, got {self.lost_pose}")
 
-    def resolved(self, has_motion: bool) -> "ImitationConfig":
+    def resolved(self, has_motion: bool, has_servos: bool) -> "ImitationConfig":
         """These settings without "auto".
 
         Raises:
-            ValueError: settings that need the motion of a reference that has none.
+            ValueError: settings that need the motion of a reference that has none, or servos that follow it.
         """
+        if self.targets == "clip" and not has_servos:
+            raise ValueError(
+                'targets: expected "stand" with torques, as there are no servos that follow a pose, got "clip"; '
+                "type: --targets stand"
+            )
         if not has_motion and (self.starts in ("first", "anywhere") or self.targets == "clip"):
             raise ValueError(
                 "starts, targets: expected a reference with a motion, got one without; prepare the clip again (with "
                 "--track), or type: --starts rest --targets stand"
             )
-        usual = ("anywhere", "clip") if has_motion else ("rest", "stand")
+        usual = "anywhere" if has_motion else "rest", "clip" if has_motion and has_servos else "stand"
         starts, targets = (b if a == "auto" else a for a, b in zip((self.starts, self.targets), usual, strict=True))
         return replace(self, starts=starts, targets=targets)
 
@@ -106,7 +112,8 @@ class ImitationEnv(VmapWrapper):
         config: ImitationConfig | None = None,
     ):
         reward, has_motion = reward or RewardConfig(), reference is not None and reference.motion is not None
-        self.config = (config or ImitationConfig()).resolved(has_motion)
+        has_servos = not isinstance(env, RobotEnv) or env.config.actuation == "position"
+        self.config = (config or ImitationConfig()).resolved(has_motion, has_servos)
         self.encoder = encoder if reward.uses_video else None
         self.reward = _fitting(reward, self.encoder, has_motion)
         self.reference = reference
@@ -136,14 +143,14 @@ class ImitationEnv(VmapWrapper):
                 )
             self._ref_embeddings = jnp.asarray(reference.embeddings[self.encoder.digest])
             every = reference.loop or self.config.starts == "anywhere"
-            size, frames = self.encoder.image_size, reference.frames[: None if every else 1]
-            frames = jax.image.resize(frames, (len(frames), size, size, 3), "linear")
-            self._kept_frames = jax.jit(self.encoder.kept)(frames.astype(jnp.uint8))
+            frames = all_resized(reference.frames[: None if every else 1], self.encoder.image_size)
+            self._kept_frames = jax.jit(self.encoder.kept)(frames)
 
     def reset(self, key: Key[Array, " N"]) -> State:
         """The first states, at the frames of the reference that the settings name; `key` is [N]."""
         if self.reference is None:
-            return super().reset(key)
+            state = super().reset(key)
+            return state.replace(metrics={"fall": jnp.zeros(state.reward.shape)} | state.metrics)
         (frame, at_rest), start = self._first_frames(key), ()
         if self.motion is not None:
             # The camera follows along x, so every episode may begin at x = 0.
@@ -165,7 +172,9 @@ class ImitationEnv(VmapWrapper):
         """One control step; with `tick`, a look at the robot at its end."""
         action = jnp.clip(action.astype(jnp.float32), -1.0, 1.0)
         if self.reference is None:
-            return super().step(state, action)
+            state = super().step(state, action)
+            # An environment that says nothing of falls has them where episodes really end.
+            return state.replace(metrics={"fall": state.terminated.astype(jnp.float32)} | state.metrics)
         previous_action, clock = state.info["last_action"], state.info["clock"] + 1
         own = {name: state.info[name] for name in state.info if name not in ("clock", "clip", "catch_up")}
         clip, catch_up = state.info.get("clip"), jnp.maximum(state.info["catch_up"] - 1, 0)
@@ -238,6 +247,15 @@ class ImitationEnv(VmapWrapper):
         starts = "rest" if at_rest or self.config.starts == "rest" else "first"
         env.config = replace(self.config, starts=starts, lost_iou=0.0, lost_pose=0.0)
         return env
+
+    def first_pose(self) -> tuple[Float[np.ndarray, " nq"], Float[np.ndarray, " nv"], int]:
+        """Pose and velocity of a robot where evaluations begin, and the frame of the reference that belongs to them."""
+        still = np.zeros(self.env.mj_model.nv, np.float32)
+        if self.motion is None:
+            return self.env.start_qpos, still, 0
+        if self.config.starts == "rest":
+            return self.env.default_qpos, still, self._rest_frame
+        return np.asarray(grounded(self.env, self.motion[0].at[0].set(0.0))), np.asarray(self.motion_velocity[0]), 0
 
     def targets(self, clock: Int[Array, " N"]) -> Float[Array, "N J"] | None:
         """Around which angles the position targets of the control step that ends at `clock` lie; None: standing."""

@@ -12,6 +12,7 @@ import platform
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ class Run:
         self.console = Console(stderr=True, quiet=not (progress and parallel.is_first()))
         saved = SavedRun.load(folder) if resume else None
         self.reference, self.renderer = (saved.reference, saved.renderer) if saved else (None, None)
+        self.encoder = saved.encoder if saved else None  # digest of the one that the run began with, if it is known
         self._metrics: MetricsLog | None = None
         self._checkpoints: Checkpoints | None = None
         self._lock: IO | None = None
@@ -104,27 +106,27 @@ class Run:
         parallel.wait_for_all("every process has looked at the folder")
         return cls(folder, config, robot, resume, progress)
 
-    def start(self, reference: Reference | None, renderer: str | None) -> None:
+    def start(self, env: ImitationEnv) -> None:
         """Writes what is known before training, once everything that the user gave has been found good."""
         if self.folder is None:
             return
         if parallel.is_first():
-            self._write_settings(reference, renderer)
+            self._write_settings(env)
         parallel.wait_for_all("the folder is there")
         self._checkpoints = Checkpoints(self.folder / "checkpoints")
-        if parallel.is_first():
-            self._metrics = MetricsLog(self.folder, self._checkpoints.latest or 0, self._start_wandb())
 
-    def _write_settings(self, reference: Reference | None, renderer: str | None) -> None:
+    def _write_settings(self, env: ImitationEnv) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder / "run.json")
         if self.resume:  # what is there already is written in one piece or not at all, so no kill can take it away
             save_config(self.config, self.folder / "config.json")
             return
-        if reference is not None:
-            reference.save(self.folder / "reference", overwrite=True)
+        if env.reference is not None:
+            env.reference.save(self.folder / "reference", overwrite=True)
         save_config(self.config, self.folder / "config.json")
-        about = {**self.robot, "renderer": renderer, "versions": versions(), "device": device_name()}
+        encoder = env.encoder.digest if env.encoder else None
+        made = {"renderer": env.renderer_kind, "encoder": encoder, "versions": versions(), "device": device_name()}
+        about = {**self.robot, **made}
         # Last and in one piece: a run that has something in this file has everything beside it.
         (self.folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")
 
@@ -143,13 +145,19 @@ class Run:
         return (self._checkpoints.latest or 0) if self.resume else 0
 
     def restore(self, state: Any, step: int) -> Any:
-        """The state of a checkpoint, in the structure of the given one."""
+        """The state of a checkpoint, in the structure of the given one; newer ones are forgotten.
+
+        Of runs side by side that were killed between their checkpoints some have one more than the others.
+        """
+        self._checkpoints.forget_newer(step)
         parts = self._checkpoints.restore(_parts(state, self.config.train.checkpoint_replay), step)
         self.say(f"resumed at step {step:,}")
         return _joined(state, parts)
 
     def begin(self, done: int, total: int) -> None:
-        """Starts the progress bar."""
+        """Opens the logs behind what is done, and starts the progress bar."""
+        if self._checkpoints is not None and parallel.is_first():
+            self._metrics = MetricsLog(self.folder, done, self._start_wandb())
         columns = (
             TextColumn("training"),
             BarColumn(),
@@ -277,6 +285,7 @@ class SavedRun:
     config: Config
     reference: Reference | None
     renderer: str | None  # what drew; decided when the run began where the settings say "auto"
+    encoder: str | None = None  # digest of the one that it was trained with; None: none, or not known
 
     @classmethod
     def load(cls, folder: str | Path) -> "SavedRun":
@@ -289,16 +298,16 @@ class SavedRun:
         try:
             about = read_json(folder / "run.json", "run")
             # Other environments have no robot.
-            known = [about["renderer"], about.get("robot"), about.get("fingerprint")]
+            known = [about["renderer"], about.get("robot"), about.get("fingerprint"), about.get("encoder")]
             if not all(value is None or isinstance(value, str) for value in known):
                 raise ValueError(known)
-            renderer, robot, fingerprint = known
+            renderer, robot, fingerprint, encoder = known
         except (ValueError, KeyError):
             raise ValueError(
                 f"run: expected a folder that `nil-jax train -o` made, got {folder}; it has no readable run.json"
             ) from None
         reference = Reference.load(folder / "reference") if (folder / "reference").is_dir() else None
-        return cls(folder, robot, fingerprint, load_config(folder / "config.json"), reference, renderer)
+        return cls(folder, robot, fingerprint, load_config(folder / "config.json"), reference, renderer, encoder)
 
     def learner(self, template: Any) -> Any:
         """The newest learner state, in the structure of `template`."""
@@ -333,6 +342,9 @@ class SavedRun:
         """The environment of the run, and the functions of its learner."""
         config = self.config
         encoder = config.train.load_encoder()
+        if encoder is not None and self.encoder not in (None, encoder.digest):
+            warnings.warn("the encoder that the run was trained with is not at hand; no video term", stacklevel=2)
+            encoder = None
         env = ImitationEnv(self.make_robot(), self.reference, config.reward, encoder, config.imitation)
         if self.renderer is not None:
             env = env.with_renderer(self.renderer)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from nil_jax.capacity import check_memory, check_plan, memory_plan, plan_in_word
 from nil_jax.config import Config
 from nil_jax.distill import fidelity
 from nil_jax.envs import Env, RobotEnv
+from nil_jax.files import check_fields
 from nil_jax.learning import LearnerState, make_policy
 from nil_jax.program import Program, TrainingState, compiled_programs, joined, make_program, part
 from nil_jax.reference import (
     Reference,
+    ReferenceConfig,
     Video,
     hints,
     in_words,
@@ -44,8 +46,13 @@ class TrainingResult:
     policy: Callable[[Array, PRNGKeyArray], tuple[Array, dict]]  # deterministic; (observation, key) -> (action, extras)
     evaluation: dict[str, dict[str, float]]  # of the last policy beside its controls, as `nil_jax.evaluate` reports it
     learner: LearnerState
-    reference: Reference | None
+    env: ImitationEnv  # with robot, reference, reward and encoder: what `nil_jax.evaluate` needs
     folder: Path | None  # of the run
+
+    @property
+    def reference(self) -> Reference | None:
+        """What was imitated."""
+        return self.env.reference
 
 
 def train(
@@ -64,7 +71,8 @@ def train(
     """Trains a policy to move like the robot in a video.
 
     Args:
-        env: from `nil_jax.envs.make`, or a name that it takes. A given env keeps its own settings.
+        env: from `nil_jax.envs.make`, or a name that it takes. A given env has its settings already: others in `config`
+            are refused.
         ref_video: a video file, a folder of frames, frames [T, H, W, 3] uint8 with `source_fps`, or a prepared
             `Reference` (or the folder of one); without one the env's own reward is optimised.
         config: all settings; by default the preset "cpu", or what a resumed run began with.
@@ -164,16 +172,17 @@ def _train(
         from nil_jax.envs import make
 
         env = make(env, config.env)
-    num_devices = config.train.num_devices or jax.device_count()
-    config = replace(config, env=getattr(env, "config", config.env))
-    config = config.with_fields(num_devices=num_devices)
+    given = Reference.load(ref_video) if is_reference(ref_video) else ref_video
+    config = _as_given(config, env, given).with_fields(num_devices=config.train.num_devices or jax.device_count())
     runs = [
         Run.open(output, config.with_fields(seed=seed), env, resume=resume, progress=progress and i == 0)
         for i, (seed, output) in enumerate(outputs.items())
     ]
     run = runs[0]
     encoder = encoder or _encoder(config, run)
-    reference = _reference(env, ref_video, config, source_fps, run)
+    if encoder is not None and run.encoder not in (None, encoder.digest):
+        raise ValueError("encoder: expected the one that the run began with, got another; train(encoder=...) takes it")
+    reference = _reference(env, given, config, source_fps, run)
     if reference is not None and encoder is not None:
         _warn_of_stranger(encoder, env, run)
         reference = with_embeddings(reference, encoder)
@@ -197,6 +206,32 @@ def _train(
             run.close()
 
 
+def _as_given(config: Config, env: Env, reference: Any) -> Config:
+    """The settings as the robot and the reference have them, which are made already.
+
+    Raises:
+        ValueError: a setting of theirs that is neither its default nor theirs, and would have no effect.
+    """
+    if isinstance(env, RobotEnv):
+        advice = "make the env with it: nil_jax.envs.make(name, config.env)"
+        config = replace(config, env=_as_made(config.env, dataclasses.asdict(env.config), advice))
+    if isinstance(reference, Reference):
+        made = {f.name for f in dataclasses.fields(ReferenceConfig)} & reference.provenance.keys()
+        made = {name: reference.provenance[name] for name in made}
+        check_fields(ReferenceConfig, made, "reference")
+        advice = "the reference is prepared; give `nil-jax prepare`, or `train` with the clip, that setting"
+        config = replace(config, reference=_as_made(config.reference, made, advice))
+    return config
+
+
+def _as_made(settings: Any, made: Mapping[str, Any], advice: str) -> Any:
+    for setting in dataclasses.fields(settings):
+        asked = getattr(settings, setting.name)
+        if setting.name in made and asked not in (setting.default, made[setting.name]):
+            raise ValueError(f"{setting.name}: expected {made[setting.name]!r}, got {asked!r}; {advice}")
+    return replace(settings, **made)
+
+
 def _encoder(config: Config, run: Run) -> Encoder | None:
     if config.train.encoder is None or not config.reward.uses_video:
         run.say("video term off: no encoder is set, or its weight is 0 (--encoder student, i3d, or a TimeSformer)")
@@ -218,8 +253,7 @@ def _warn_of_stranger(encoder: Encoder, env: Env, run: Run) -> None:
     )
 
 
-def _reference(env: Env, ref_video: Any, config: Config, source_fps: float | None, run: Run) -> Reference | None:
-    given = Reference.load(ref_video) if is_reference(ref_video) else ref_video
+def _reference(env: Env, given: Any, config: Config, source_fps: float | None, run: Run) -> Reference | None:
     if run.resume:
         if given is not None:
             _check_same_clip(run.reference, given, source_fps)
@@ -251,11 +285,13 @@ def _checked(env: ImitationEnv, config: Config, run: Run, count: int) -> Imitati
 
 def _check_same_clip(reference: Reference | None, given: Any, source_fps: float | None) -> None:
     """A resumed run goes on with its own reference; another clip on the command line would be a misunderstanding."""
-    if isinstance(given, Reference):
-        digest = given.provenance.get("source_sha256")
+    if reference is None:
+        same = False
+    elif isinstance(given, Reference):
+        same = given.masks.shape == reference.masks.shape and bool((given.masks == reference.masks).all())
     else:
-        digest = read_video(given, fps=source_fps).sha256
-    if reference is None or digest != reference.provenance.get("source_sha256"):
+        same = read_video(given, fps=source_fps).sha256 == reference.provenance.get("source_sha256")
+    if not same:
         raise ValueError("resume: expected the clip that the run began with, got another; start a new run with -o")
 
 
@@ -277,7 +313,7 @@ def _train_side_by_side(
     with runs[0].stage("compile"):
         init, call, evaluate = compiled_programs(program, config, first, ticks_per_call)
     for run in runs:
-        run.start(env.reference, env.renderer_kind)
+        run.start(env)
     state = init(joined(keys()))
     done = min(run.newest for run in runs)
     if done:
@@ -325,12 +361,12 @@ def _result(program: Program, run: Run, learner: LearnerState, episodes: dict[st
     writes = run.folder is not None and parallel.is_first()
     if writes and env.reference is not None:
         pictures = evaluation.episode_pictures(env, episodes["policy"], PANEL)
-        write_comparison(run.folder / "comparison.mp4", env.reference, pictures)
+        write_comparison(run.folder / "comparison.mp4", env, pictures)
     if writes:
         write_report(run.folder)
     learner = parallel.first_copy(learner)
     policy = make_policy(program.actor_critic, learner, deterministic=True)
-    return TrainingResult(policy, rows, learner, env.reference, run.folder)
+    return TrainingResult(policy, rows, learner, env, run.folder)
 
 
 def _check_plan(env: ImitationEnv, shapes: TrainingState, config: Config, runs: list[Run]) -> None:

@@ -104,6 +104,11 @@ def make_replay(config: LearnerConfig, num_envs: int) -> Replay:
         stored = _stored(transitions)
         if stored.reward.ndim == 1:
             stored = jax.tree.map(lambda x: x[:, None], stored)
+        if stored.reward.shape[1] > steps_per_env:
+            raise ValueError(
+                f"replay_size: expected at least {stored.reward.size} ({stored.reward.shape[1]} steps at once of "
+                f"num_envs={num_envs}), got {config.replay_size}; raise replay_size"
+            )
         return buffer.add(state, stored)
 
     def sample(state: ReplayState, key: PRNGKeyArray, batch_size: int) -> Transition:

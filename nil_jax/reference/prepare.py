@@ -228,9 +228,9 @@ def prepare_reference(
     shown = np.round(times).astype(int) % len(video.frames)
     pictures = crop(video.frames, square, 255)
     pictures[~source_masks] = 255
-    frames = _all_resized(pictures, config.frame_size)[shown]
+    frames = all_resized(pictures, config.frame_size)[shown]
     report("align", 0.0)
-    tick_masks = _all_resized(fine_masks, config.mask_size)
+    tick_masks = all_resized(fine_masks, config.mask_size)
     mirrored = config.facing == "left" or (config.facing == "auto" and faces_left(env, tick_masks[0]))
     if mirrored:
         parts = frames, fine_masks, tick_masks
@@ -242,7 +242,7 @@ def prepare_reference(
         motion = follow(progress=partial(report, "track"))
         center = np.asarray(fit.camera.center)
         frames, fine_masks = (steadied(part, motion.drift, center) for part in (frames, fine_masks))
-        tick_masks = _all_resized(fine_masks, config.mask_size)
+        tick_masks = all_resized(fine_masks, config.mask_size)
     found = source_masks & (seen.confidence > 0)[:, None, None]  # what was filled in was not seen
     verdict = judge(pictures, found, video.fps * config.speed, first_frame_iou=fit.iou, loop=config.loop)
     provenance = {
@@ -305,7 +305,7 @@ def clip_at_ticks(video: Video, reference: Reference) -> UInt8[np.ndarray, "T S 
     shown = np.round(_times(video, config)).astype(int) % len(video.frames)
     frames = crop(video.frames[shown], tuple(made["crop"]), 255)
     frames = frames[:, :, ::-1] if made["mirrored"] else frames
-    frames = _all_resized(frames, config.frame_size)
+    frames = all_resized(frames, config.frame_size)
     drift = np.array(made.get("drift") or np.zeros((len(frames), 3)))
     first, count = made.get("cut", (0, len(frames)))[:2]
     return steadied(frames, drift, np.asarray(reference.camera.center))[first : first + count]
@@ -315,7 +315,7 @@ def _fine_masks_at(
     masks: Bool[np.ndarray, "n h w"], times: np.ndarray, config: ReferenceConfig
 ) -> Bool[np.ndarray, "T F F"]:
     """Resampled at five times the final resolution (odd, so that pixel centres stay pixel centres), for thin legs."""
-    return interpolate_masks(_all_resized(masks, 5 * config.mask_size), times, loop=config.loop)
+    return interpolate_masks(all_resized(masks, 5 * config.mask_size), times, loop=config.loop)
 
 
 def resized(image: np.ndarray, side: int) -> np.ndarray:
@@ -325,7 +325,8 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
 
 
-def _all_resized(images: np.ndarray, side: int) -> np.ndarray:
+def all_resized(images: np.ndarray, side: int) -> np.ndarray:
+    """`resized` of each."""
     return np.stack([resized(image, side) for image in images])
 
 
@@ -341,7 +342,7 @@ def with_embeddings(reference: Reference, encoder: Encoder, *, batch_size: int =
     """
     if encoder.digest in reference.embeddings:
         return reference
-    frames = _all_resized(reference.frames, encoder.image_size)
+    frames = all_resized(reference.frames, encoder.image_size)
     clips = clip_indices(len(frames), encoder.num_frames, loop=reference.loop)
     embedding = embed_clips(encoder, frames, clips, batch_size)
     return replace(reference, embeddings=dict(reference.embeddings) | {encoder.digest: embedding})

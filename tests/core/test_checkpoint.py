@@ -41,6 +41,18 @@ def test_the_newest_of_the_kept_ones_is_restored(tmp_path):
     checkpoints.close()
 
 
+def test_newer_ones_are_forgotten_where_a_run_goes_on_from_an_older_one(tmp_path):
+    """Until then orbax takes no checkpoint of a step before its newest."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    for step in (10, 20, 30):
+        checkpoints.save(step, {"state": tree(step)})
+    checkpoints.forget_newer(10)
+    assert checkpoints.latest == 10
+    checkpoints.save(15, {"state": tree(15)})
+    assert float(checkpoints.restore({"state": tree(0)})["state"]["nested"]["x"][1]) == 15.0
+    checkpoints.close()
+
+
 def test_a_part_is_restored_alone(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(1, {"learner": tree(2), "loop": {"y": jnp.ones(3)}})

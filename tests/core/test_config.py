@@ -64,6 +64,12 @@ def test_counts_below_one_are_refused(field):
         TrainConfig(**{field: 0})
 
 
+@pytest.mark.parametrize("field, value", [("num_devices", 0), ("num_devices", -1), ("seed", -1), ("seed", 2**32)])
+def test_numbers_out_of_range_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field}: expected an integer .*, got {value}"):
+        TrainConfig(**{field: value})
+
+
 def test_damaged_settings_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"train": {"nonsense": 1}}')
     with pytest.raises(ValueError, match="expected the settings of a run"):

@@ -104,13 +104,14 @@ def test_without_the_package_or_a_folder_it_is_refused(tiny_env, tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
-def test_of_several_processes_only_the_first_logs(tmp_path, monkeypatch):
+def test_of_several_processes_only_the_first_logs(tiny_env, tmp_path, monkeypatch):
     made, there = [], SimpleNamespace(offline=False, url="there", finish=lambda: None)
     monkeypatch.setattr("nil_jax.run.start_wandb", lambda *given: made.append(given) or there)
     for first in (False, True):
         monkeypatch.setattr("nil_jax.parallel.is_first", lambda first=first: first)
         with contextlib.closing(Run(tmp_path, nil_jax.Config().with_fields(wandb="walks"), {}, False, False)) as run:
-            run.start(None, None)
+            run.start(nil_jax.ImitationEnv(tiny_env, None))
+            run.begin(0, 1)
         assert len(made) == first
     assert made[0][1] == "walks" and made[0][2]["wandb"] == "walks"
 

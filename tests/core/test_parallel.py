@@ -19,6 +19,7 @@ from parallel_run import SETTINGS, Seek
 
 import nil_jax
 from nil_jax import cli, parallel
+from nil_jax.metrics import read_metrics
 from nil_jax.program import share_of_a_device
 
 SCRIPT = Path(__file__).parents[1] / "parallel_run.py"
@@ -220,5 +221,7 @@ def test_seeds_side_by_side_are_those_one_after_the_other(tmp_path):
         again = nil_jax.train_seeds(Seek(), seeds=(3, 5), output=tmp_path / "both", resume=True, **settings)
     for before, after in zip(found, again, strict=True):
         jax.tree.map(np.testing.assert_array_equal, before.learner, after.learner)
+        steps = [row["step"] for row in read_metrics(after.folder) if "sps" in row]
+        assert len(steps) == len(set(steps))  # what was done again is told once
     with pytest.raises(ValueError, match=r"seeds: expected one or more different integers, got \[1, 1\]"):
         nil_jax.train_seeds(Seek(), seeds=(1, 1))

@@ -9,7 +9,7 @@ import pytest
 
 import nil_jax
 from nil_jax import rewards
-from nil_jax.envs import AutoResetWrapper, Body
+from nil_jax.envs import AutoResetWrapper, Body, State
 from nil_jax.evaluation import controls, run_episodes, summary
 from nil_jax.reference.motion import velocities
 from nil_jax.rewards import Encoder, RewardConfig
@@ -18,9 +18,15 @@ from nil_jax.rollout import ImitationConfig, ImitationEnv, collect
 NUM_ENVS = 3
 
 
-def sine_policy(observation, key):
-    del key
-    return jnp.sin(jnp.arange(observation.shape[0], dtype=jnp.float32))[:, None] * jnp.ones((1, 2)), {}
+def sine_policy_of(action_size):
+    def policy(observation, key):
+        del key
+        return jnp.sin(jnp.arange(observation.shape[0], dtype=jnp.float32))[:, None] * jnp.ones((1, action_size)), {}
+
+    return policy
+
+
+sine_policy = sine_policy_of(2)
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +250,46 @@ def test_a_robot_that_begins_at_rest_stands_and_has_time_to_catch_up(tiny_env, m
     np.testing.assert_array_equal(step(state, jnp.ones((2, 2))).terminated, [True, False])
 
 
+def test_evaluations_from_rest_begin_where_they_say(tiny_env, moving_reference):
+    rolled = dataclasses.replace(moving_reference, motion=np.roll(moving_reference.motion, 5, axis=0))  # standing at 5
+    for starts, frame in (("rest", 5), ("anywhere", 0)):
+        env = ImitationEnv(tiny_env, rolled, config=ImitationConfig(starts=starts))
+        state = jax.jit(env.from_the_start().reset)(jax.random.split(jax.random.key(0), 1))
+        pose, velocity, first = env.first_pose()
+        assert first == frame and int(state.info["clock"][0]) == frame * env.control_steps_per_tick
+        np.testing.assert_allclose(state.data.qpos[0], pose, atol=tiny_env.config.reset_noise + 1e-3)
+        np.testing.assert_allclose(state.data.qvel[0], velocity, atol=tiny_env.config.reset_noise + 1e-5)
+
+
+def test_torques_have_no_pose_to_lie_around(tiny_env, moving_reference):
+    robot = nil_jax.envs.make(tiny_env.spec.handle, tiny_env.config, actuation="torque")
+    assert ImitationEnv(robot, moving_reference).config.targets == "stand"
+    with pytest.raises(ValueError, match=r'targets: expected "stand" with torques.*type: --targets stand'):
+        ImitationEnv(robot, moving_reference, config=ImitationConfig(targets="clip"))
+
+
+class Seesaw(nil_jax.envs.Env):
+    """An environment that tells nothing but what `Env` asks for: it ends where it has counted to three."""
+
+    observation_size, action_size, dt, episode_length = 1, 1, 0.1, 6
+
+    def reset(self, key):
+        del key
+        return self._state(jnp.zeros(()))
+
+    def step(self, state, action):
+        return self._state(state.data + 1 + 0 * action[0])
+
+    def _state(self, count):
+        return State(count, count[None], jnp.ones(()), count >= 3, jnp.zeros((), bool))
+
+
+def test_an_environment_that_says_nothing_of_falls_has_them_where_it_ends():
+    found = run_episodes(ImitationEnv(Seesaw(), None), {"any": sine_policy_of(1)}, 2, jax.random.key(0))["any"]
+    np.testing.assert_array_equal(found.metrics["fall"], [1, 1])
+    np.testing.assert_allclose(found.metrics["length"], [0.3, 0.3], rtol=1e-6)
+
+
 def test_imitation_settings_out_of_range_are_refused(tiny_env, tiny_reference):
     for settings in ({"starts": "first"}, {"targets": "clip"}):
         with pytest.raises(ValueError, match="expected a reference with a motion, got one without"):
@@ -327,13 +373,26 @@ def test_evaluation_equals_a_loop_over_one_episode(env):
     returns, alive, iou = np.zeros(NUM_ENVS), np.ones(NUM_ENVS), np.zeros(NUM_ENVS)
     for i in range(2 * (env.clip_length - 1)):
         state = step(state, i % 2 == 1)
-        returns += alive * np.asarray(state.reward[:NUM_ENVS])
+        alive_before, alive = alive, alive * (1 - np.asarray(state.done[:NUM_ENVS]))
+        returns += alive_before * np.asarray(state.reward[:NUM_ENVS])
         iou += alive * np.asarray(state.metrics["reward/mask"][:NUM_ENVS])
-        alive *= 1 - np.asarray(state.done[:NUM_ENVS])
     np.testing.assert_allclose(found["sine"].metrics["return"], returns, rtol=1e-4)
-    np.testing.assert_allclose(found["sine"].metrics["mask_iou"], iou / (2 * (env.clip_length - 1)), rtol=1e-4)
+    np.testing.assert_allclose(found["sine"].metrics["mask_iou"], iou / (2 * (env.clip_length - 2)), rtol=1e-4)
     assert rows["zero action"]["fall"] == 0.0 and rows["zero action"]["length"] == pytest.approx(0.8)
     assert rows["zero action"]["mask_iou"] > rows["random policy"]["mask_iou"]
+
+
+def test_a_clip_longer_than_an_episode_is_measured_over_the_episode(tiny_env, moving_reference):
+    """The robot moves as the clip does: its silhouette is nearly the clip's at each tick, and another's shuffled."""
+    robot = nil_jax.envs.make(tiny_env.spec.handle, tiny_env.config, episode_length=20)  # half of the clip
+    env = ImitationEnv(robot, dataclasses.replace(moving_reference, loop=False), config=ImitationConfig(starts="first"))
+    still = jax.device_get(jax.jit(lambda key: run_episodes(env, controls(2), 2, key))(jax.random.key(5)))
+    metrics = still["zero action"].metrics  # follows the clip's poses
+    assert metrics["length"].tolist() == pytest.approx([0.4, 0.4]) and not metrics["fall"].any()
+    assert metrics["mask_iou"].min() > 0.75 and (metrics["mask_iou"] > metrics["mask_iou_shuffled"] + 0.05).all()
+    speed = metrics["distance"] / metrics["length"]
+    steady = 400 * np.exp(-np.square(speed - robot.spec.target_velocity))  # were the speed always the same
+    np.testing.assert_allclose(metrics["locomotion"], steady, rtol=0.25)
 
 
 def test_measures_of_a_robot_equal_numpy_over_one_episode(tiny_env, moving_reference):

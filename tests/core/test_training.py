@@ -159,14 +159,14 @@ def test_two_runs_do_not_share_a_folder(tiny_env, tmp_path):
     first, second = (
         Run.open(tmp_path / "run", nil_jax.Config(), tiny_env, resume=False, progress=False) for _ in range(2)
     )
-    first.start(None, None)
+    first.start(nil_jax.ImitationEnv(tiny_env, None))
     before = (tmp_path / "run" / "run.json").read_text()
     with pytest.raises(ValueError, match="expected a folder that no run writes to"):
-        second.start(None, None)
+        second.start(nil_jax.ImitationEnv(tiny_env, None))
     first.close()
     assert json.loads(before) and (tmp_path / "run" / "run.json").read_text() == before
     again = Run.open(tmp_path / "run", nil_jax.Config(), tiny_env, resume=True, progress=False)
-    again.start(None, None)
+    again.start(nil_jax.ImitationEnv(tiny_env, None))
     again.close()
 
 
@@ -255,10 +255,45 @@ def test_a_finished_run_goes_on_with_more_steps_and_its_own_settings(whole, tiny
     assert saved.config == SavedRun.load(whole.folder).config.with_fields(num_timesteps=more)
 
 
+def test_a_run_goes_on_with_other_learning_rates(whole, tiny_env, tmp_path):
+    """As the message of a learner that diverged advises."""
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    more = {"num_timesteps": SETTINGS["num_timesteps"] * 2, "actor_lr": 1e-5, "critic_lr": 1e-5}
+    nil_jax.train(tiny_env, output=folder, resume=True, progress=False, **more)
+    assert SavedRun.load(folder).config == SavedRun.load(whole.folder).config.with_fields(**more)
+
+
 def test_resuming_with_another_clip_is_refused(whole, tiny_env, tiny_reference):
-    other = dataclasses.replace(tiny_reference, provenance=tiny_reference.provenance | {"source_sha256": "another"})
+    other = dataclasses.replace(tiny_reference, masks=~tiny_reference.masks)
     with pytest.raises(ValueError, match="expected the clip that the run began with"):
         train(tiny_env, other, whole.folder, resume=True)
+
+
+def test_settings_of_what_is_made_already_are_refused(tiny_env, tiny_reference):
+    with pytest.raises(ValueError, match=r"episode_length: expected 500, got 100; make the env with it"):
+        train(tiny_env, None, None, episode_length=100)
+    made = dataclasses.replace(tiny_reference, provenance=tiny_reference.provenance | {"speed": 2.0, "cycle": True})
+    with pytest.raises(ValueError, match=r"speed: expected 2.0, got 3.0; the reference is prepared"):
+        train(tiny_env, made, None, speed=3.0)
+    for asked in ({}, {"speed": 2.0}):  # what a run tells of its reference is true
+        config = training._as_given(nil_jax.Config().with_fields(**asked), tiny_env, made)
+        assert config == nil_jax.Config().with_fields(**dataclasses.asdict(tiny_env.config), speed=2.0, cycle=True)
+
+
+def test_a_run_knows_its_encoder(tiny_env, tiny_reference, tmp_path):
+    """One given as an object cannot be loaded again: nothing may take another in its place unsaid."""
+
+    def embed(params, frames):
+        return params * jnp.mean(frames.astype(jnp.float32), axis=(-4, -3, -2, -1))[..., None]
+
+    settings = {"video_weight": 1.0, "num_timesteps": 128, "num_evals": 1}
+    encoder = Encoder(jnp.float32(0.01), embed, 2, 8, 1, "my own")
+    train(tiny_env, tiny_reference, tmp_path / "run", encoder=encoder, **settings)
+    with pytest.raises(ValueError, match=r"encoder: expected the one that the run began with, got another"):
+        train(tiny_env, None, tmp_path / "run", resume=True, **settings)
+    with pytest.warns(UserWarning, match="the encoder that the run was trained with is not at hand"):
+        env, _ = SavedRun.load(tmp_path / "run").program()
+    assert env.encoder is None and env.reward.video_weight == 0
 
 
 def test_a_run_too_short_to_learn_is_refused_before_anything_is_written(tiny_env, tiny_reference, tmp_path):
@@ -318,7 +353,7 @@ def test_a_run_that_was_killed_before_it_began_can_begin(tiny_env, tmp_path):
     (tmp_path / "run" / "run.json").touch()
     (tmp_path / "run" / "config.json").write_text("{")
     run = Run.open(tmp_path / "run", nil_jax.Config(), tiny_env, resume=False, progress=False)
-    run.start(None, None)
+    run.start(nil_jax.ImitationEnv(tiny_env, None))
     run.close()
     assert SavedRun.load(tmp_path / "run").config == nil_jax.Config()
 
