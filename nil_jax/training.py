@@ -79,7 +79,8 @@ def train(
         output: folder of the run (settings, metrics, checkpoints, curves, comparison video); without it nothing is
             written.
         resume: go on from the newest checkpoint in `output`, exactly where it was; with a larger `num_timesteps`
-            further than was planned. No other setting but `num_evals` may change.
+            further than was planned. Of the other settings `num_evals`, learning rates, `lr_decay` and `max_grad_norm`
+            may change.
         source_fps: frames per second of an array or folder.
         encoder: embeds clips for the video term, instead of the one that the config names.
         progress: show a progress bar.
@@ -249,7 +250,7 @@ def _warn_of_stranger(encoder: Encoder, env: Env, run: Run) -> None:
     run.say(
         f"warning: the encoder was not taught on {env.spec.name}; on random motions of it its distances and the true "
         f"ones have a rank correlation of {found:.2f} (the shipped one has 0.80 on Unitree H1); to teach one of your "
-        f"own, type: nil-jax distill {env.spec.handle} -o my_student"
+        f"own, type: nil-jax distill {env.spec.handle} --teacher none -o my_student"
     )
 
 
