@@ -342,7 +342,7 @@ class SavedRun:
         """The environment of the run, and the functions of its learner."""
         config = self.config
         encoder = config.train.load_encoder()
-        if encoder is not None and self.encoder not in (None, encoder.digest):
+        if self.encoder not in (None, encoder and encoder.digest):
             warnings.warn("the encoder that the run was trained with is not at hand; no video term", stacklevel=2)
             encoder = None
         env = ImitationEnv(self.make_robot(), self.reference, config.reward, encoder, config.imitation)

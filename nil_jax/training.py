@@ -181,7 +181,7 @@ def _train(
     ]
     run = runs[0]
     encoder = encoder or _encoder(config, run)
-    if encoder is not None and run.encoder not in (None, encoder.digest):
+    if run.encoder not in (None, encoder and encoder.digest):
         raise ValueError("encoder: expected the one that the run began with, got another; train(encoder=...) takes it")
     reference = _reference(env, given, config, source_fps, run)
     if reference is not None and encoder is not None:

@@ -16,7 +16,9 @@ import pytest
 import nil_jax
 from nil_jax import training
 from nil_jax.checkpoint import Checkpoints
+from nil_jax.config import save_config
 from nil_jax.program import make_program
+from nil_jax.report import PANEL, REFERENCE_COLOR, comparison_frames
 from nil_jax.rewards import Encoder
 from nil_jax.run import Run, SavedRun, Stop
 
@@ -286,11 +288,14 @@ def test_a_run_knows_its_encoder(tiny_env, tiny_reference, tmp_path):
     def embed(params, frames):
         return params * jnp.mean(frames.astype(jnp.float32), axis=(-4, -3, -2, -1))[..., None]
 
-    settings = {"video_weight": 1.0, "num_timesteps": 128, "num_evals": 1}
     encoder = Encoder(jnp.float32(0.01), embed, 2, 8, 1, "my own")
-    train(tiny_env, tiny_reference, tmp_path / "run", encoder=encoder, **settings)
-    with pytest.raises(ValueError, match=r"encoder: expected the one that the run began with, got another"):
-        train(tiny_env, None, tmp_path / "run", resume=True, **settings)
+    settings = {"video_weight": 1.0, "num_timesteps": 128, "num_evals": 1, "encoder": encoder}
+    train(tiny_env, tiny_reference, tmp_path / "run", **settings)
+    config = SavedRun.load(tmp_path / "run").config
+    for named in ("student", None):  # what the settings name in its place
+        save_config(config.with_fields(encoder=named), tmp_path / "run" / "config.json")
+        with pytest.raises(ValueError, match=r"encoder: expected the one that the run began with, got another"):
+            nil_jax.train(tiny_env, output=tmp_path / "run", resume=True, progress=False)
     with pytest.warns(UserWarning, match="the encoder that the run was trained with is not at hand"):
         env, _ = SavedRun.load(tmp_path / "run").program()
     assert env.encoder is None and env.reward.video_weight == 0
@@ -331,6 +336,16 @@ def test_a_loss_that_is_nan_from_the_start_of_a_call_is_seen():
     assert training._summary(metrics)["learner/critic_loss"] == 2.0  # the replay was still being filled at first
     metrics["learner/critic_loss"][1] = np.nan
     assert np.isnan(training._summary(metrics)["learner/critic_loss"])
+
+
+def test_a_comparison_shows_the_frames_that_belong_together(tiny_reference):
+    pictures = tiny_reference.frames
+    for first in (0, 5):
+        shown = comparison_frames(tiny_reference, np.roll(pictures, -first, axis=0), first)
+        overlay = shown[:, :, 2 * PANEL :]  # of a robot that moves as the clip: all grey
+        assert not (overlay == REFERENCE_COLOR).all(axis=-1).sum() > 0.02 * (overlay == 150).all(axis=-1).sum()
+    late = comparison_frames(tiny_reference, pictures, 5)[:, :, 2 * PANEL :]
+    assert (late == REFERENCE_COLOR).all(axis=-1).sum() > 0.1 * (late == 150).all(axis=-1).sum()
 
 
 def test_the_report_stands_alone(whole):

@@ -141,6 +141,15 @@ def test_buffer_too_small_to_start_is_refused():
         make_replay(_config(replay_size=100, learning_starts=100), 64)
 
 
+def test_more_steps_at_once_than_the_buffer_holds_are_refused():
+    replay, history = make_replay(_config(replay_size=12), 4), _history(4, 5)
+    state = replay.init(_at(history, 0, 0))
+    with pytest.raises(
+        ValueError, match=r"replay_size: expected at least 20 \(5 steps at once of num_envs=4\), got 12"
+    ):
+        replay.add(state, history)
+
+
 def test_missing_truncation_mark_is_named():
     example = Transition(jnp.zeros(2), jnp.zeros(1), jnp.zeros(()), jnp.ones(()), jnp.zeros(2))
     with pytest.raises(ValueError, match='extras: expected the key "truncated", got '):
