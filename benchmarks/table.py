@@ -8,7 +8,9 @@ Runs of the same robot and clip are seeds of one row: mean, and with several the
 
 - `locomotion from rest`: the same reward when the robot begins at rest;
 - `mocap_error` (m): how far windows of 0.32 s of the first episode are from the nearest ones of a real walk of this
-  robot, root mean square over keypoints; only with --mocap and a robot that has one.
+  robot, root mean square over keypoints; only with --mocap and a robot that has one;
+- `mocap_error of the poses`: the same of the reference's own poses, which no imitation of it can be asked to beat;
+  beside it, as "standing still", that of the standing pose held for ever.
 """
 
 from collections import defaultdict
@@ -27,7 +29,7 @@ from nil_jax.envs import Body
 from nil_jax.pretrained import load_policies
 
 EPISODES = {"quick": 8, "full": 64}
-WINDOW, PHASES, RATE = 8, 64, 25.0  # ticks; windows of a cycle; Hz
+WINDOW, PHASES, RATE, LAPS = 8, 64, 25.0, 8  # ticks; windows of a cycle; Hz; repetitions of the poses
 UNITS = {
     "locomotion": "of 400",
     "locomotion from rest": "of 400",
@@ -38,11 +40,12 @@ UNITS = {
     "mask_iou_shuffled": "",
     "pose_error": "m",
     "mocap_error": "m",
+    "mocap_error of the poses": "m",
     "foot_slip": "m/s",
     "torque": "of the limits",
     "jerk": "rad/s^3",
 }
-LOWER_IS_BETTER = ("fall", "pose_error", "mocap_error", "foot_slip", "torque", "jerk")
+LOWER_IS_BETTER = ("fall", "pose_error", "mocap_error", "mocap_error of the poses", "foot_slip", "torque", "jerk")
 
 
 def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[str, dict[str, float]]]:
@@ -61,6 +64,9 @@ def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[st
             episodes = evaluation.compiled_episodes(where, chosen, 1, jax.random.key(0))
             for name in chosen:
                 found[name]["mocap_error"] = nearest(real, episodes[name].qpos[episodes[name].alive])
+        poses = {"policy": env.reference.motion, "standing still": env.env.default_qpos[None]}
+        for name, qpos in poses.items():
+            found[name]["mocap_error of the poses"] = nearest(real, np.concatenate([qpos] * LAPS))
     return f"{robot}, {env.reference.provenance.get('source', 'clip')}", found
 
 

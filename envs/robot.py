@@ -131,9 +131,10 @@ class RobotEnv(Env):
     """One robot on a flat floor.
 
     Actions in [-1, 1]: target angles `default + action_scale * action` (position) or torques `limit * action` (torque).
-    `metrics` holds `forward_velocity` (m/s), `locomotion` (the env's own reward, unless `with_reward` has set another),
-    `foot_slip_speed` (m/s, mean over the feet in contact), `fall` (0 or 1), `physics_diverged` (0 or 1: the state was
-    not finite; also a fall), and under Warp's physics `buffer_overflow` (0 or 1: contacts were lost in this episode).
+    `metrics` holds `forward_velocity` and `sideways_velocity` (m/s along x and y), `locomotion` (the env's own reward,
+    unless `with_reward` has set another), `foot_slip_speed` (m/s, mean over the feet in contact), `fall` (0 or 1),
+    `physics_diverged` (0 or 1: the state was not finite; also a fall), and under Warp's physics `buffer_overflow` (0 or
+    1: contacts were lost in this episode).
     `info` holds `step`, and for reward terms `last_action`, `torque` [U] (N m), and for each foot `foot_contact` [F]
     (0 or 1: part of it was on the floor at both ends of the last control step) and `foot_velocity` [F, 3] (m/s over
     that step, of that part).
@@ -328,13 +329,14 @@ class RobotEnv(Env):
         fallen = (
             (height < self.spec.fall_height * self.standing_height) | (up < np.cos(self.config.fall_tilt)) | ~finite
         )
-        velocity = jnp.where(finite, data.qvel[0], 0.0)
+        velocity = jnp.where(finite, data.qvel[:2], 0.0)
         obs = jnp.where(finite, self.observation(data.qpos, data.qvel, info["last_action"]), 0.0)
         info = {name: jnp.where(finite, value, jnp.zeros_like(value)) for name, value in info.items()}
         reward = jnp.where(fallen | ~finite, 0.0, locomotion_reward(self.spec, data.qvel[:2]))
         slip = (info["foot_contact"] * jnp.linalg.norm(info["foot_velocity"][:, :2], axis=1)).sum()
         metrics = {
-            "forward_velocity": velocity,
+            "forward_velocity": velocity[0],
+            "sideways_velocity": velocity[1],
             "locomotion": reward,
             "foot_slip_speed": slip / jnp.maximum(info["foot_contact"].sum(), 1.0),
             "fall": fallen.astype(jnp.float32),

@@ -30,6 +30,7 @@ OUT = Console()
 ERR = Console(stderr=True)
 Output = Annotated[Path, arg(aliases=["-o"])]
 Robot = Positional[Annotated[str, arg(metavar="ROBOT")]]
+Feet = tuple[str, ...] | None
 Clip = Positional[Annotated[Path, arg(metavar="VIDEO")]]
 RunFolder = Positional[Annotated[Path, arg(metavar="RUN")]]
 # The nested settings, each field a flag of its own name.
@@ -61,6 +62,7 @@ def frame(
     output: Output,
     size: int = 768,
     floor: bool = False,
+    feet: Feet = None,
 ) -> None:
     """Render the start frame of a robot: side view, on white, for any image-to-video model.
 
@@ -69,6 +71,7 @@ def frame(
         output: image to write (.png).
         size: width and height, px.
         floor: draw the floor instead of plain white.
+        feet: names of the foot bodies; the lowest leaf bodies by default.
     """
     from PIL import Image
 
@@ -77,7 +80,7 @@ def frame(
 
     _check_size(size)
     _check_new(output, (".png", ".jpg"))
-    Image.fromarray(start_frame(make(robot), size, floor=floor)).save(output)
+    Image.fromarray(start_frame(make(robot, feet=feet), size, floor=floor)).save(output)
     ERR.print(f"wrote {output}", highlight=False)
 
 
@@ -87,6 +90,7 @@ def generate(
     model: str,
     output: Output,
     prompt: str | None = None,
+    feet: Feet = None,
     config: OmitArgPrefixes[GenerateConfig] = GenerateConfig(),  # noqa: B008 (frozen)
 ) -> None:
     """Let an image-to-video model move the robot's start frame, and write the clip.
@@ -96,6 +100,7 @@ def generate(
         model: folder or Hugging Face id of a diffusers model: Wan, LTX, CogVideoX, HunyuanVideo or SVD.
         output: video to write (walk.mp4); walk.json beside it says how it was made.
         prompt: what the robot does; default: it walks.
+        feet: names of the foot bodies; the lowest leaf bodies by default.
         config: settings.
     """
     import os
@@ -110,7 +115,7 @@ def generate(
     with Progress(console=ERR, transient=True, disable=not ERR.is_terminal) as bar:
         task = bar.add_task("start", total=1.0)
         clip = generate_clip(
-            make(robot),
+            make(robot, feet=feet),
             prompt,
             model=model,
             output=output,
@@ -133,6 +138,7 @@ def prepare(
     encoder_pooling: Pooling | None = None,
     masks: Path | None = None,
     source_fps: float | None = None,
+    feet: Feet = None,
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Turn a clip into a reference: masks, fitted camera and start pose, a verdict, and a preview to look at.
@@ -148,6 +154,7 @@ def prepare(
             I3D; the first of them by default.
         masks: video or folder of images with a mask for each frame of the clip (bright: robot), of the same size.
         source_fps: frames per second of the clip; a folder of frames needs it, a file brings its own.
+        feet: names of the foot bodies, as they are given to train; the lowest leaf bodies by default.
         json_output: print one JSON object on standard output.
     """
     from nil_jax.envs import make
@@ -155,7 +162,7 @@ def prepare(
     from nil_jax.rewards import load_encoder
 
     _check_new(output)
-    env, clip = make(robot), read_video(video, fps=source_fps)
+    env, clip = make(robot, feet=feet), read_video(video, fps=source_fps)
     loaded = None if encoder is None else load_encoder(encoder, encoder_pooling)
     with ERR.status("prepare ...") as status:
         reference = prepare_reference(

@@ -186,7 +186,8 @@ class ImitationEnv(VmapWrapper):
         lost = jnp.zeros(len(clock), bool)
         if self.motion is not None:
             pose_error = jnp.sqrt(self.squared_pose_errors(state.data, clock)[:, 0])
-            speed_error = (state.metrics["forward_velocity"] - self._speed) / jnp.maximum(abs(self._speed), SLOW)
+            forward, sideways = (state.metrics[f"{way}_velocity"] for way in ("forward", "sideways"))
+            speed_error = jnp.stack([forward - self._speed, sideways], axis=-1) / jnp.maximum(abs(self._speed), SLOW)
             terms |= rewards.motion_terms(self.reward, pose_error, speed_error)
             lost = (pose_error > self.config.lost_pose) & (self.config.lost_pose > 0)
         # One flag for the whole batch, outside of any vmap: the branch that is not taken costs nothing.

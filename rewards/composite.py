@@ -49,6 +49,7 @@ class RewardConfig:
     outline_scale: float = 0.15  # loss of outline similarity at which the term is 1/e
     pose_scale: float = 0.056  # robot sizes
     travel_scale: float = 0.275  # of the clip's speed
+    travel_sideways: float = 0.0  # how much speed to the side, which a side view does not show, counts in it
     velocity_scale: float = 10.0  # rad/s
     foot_slip_scale: float = 0.25  # m/s
     tilt_worst_angle: float = math.pi / 2  # rad
@@ -64,6 +65,8 @@ class RewardConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a finite number > 0, got {value}")
+        if not (math.isfinite(self.travel_sideways) and self.travel_sideways >= 0):
+            raise ValueError(f"travel_sideways: expected a finite number >= 0, got {self.travel_sideways}")
         if not 0 < self.tilt_worst_angle <= math.pi:
             raise ValueError(f"tilt_worst_angle: expected an angle in (0, pi] rad, got {self.tilt_worst_angle}")
         if self.video_similarity not in ("auto", "cosine", "l2"):
@@ -129,12 +132,13 @@ def video_term(
 
 
 def motion_terms(
-    config: RewardConfig, pose_error: Float[Array, "*batch"], speed_error: Float[Array, "*batch"]
+    config: RewardConfig, pose_error: Float[Array, "*batch"], speed_error: Float[Array, "*batch 2"]
 ) -> dict[str, Float[Array, "*batch"]]:
-    """The terms `pose` (of an error in robot sizes) and `travel` (of one in shares of the clip's speed)."""
+    """The terms `pose` (of an error in robot sizes) and `travel` (of one forward and sideways, of the clip's speed)."""
+    off = jnp.hypot(speed_error[..., 0], config.travel_sideways * speed_error[..., 1])
     return {
         "pose": similarity.gaussian_similarity(pose_error, config.pose_scale),
-        "travel": similarity.gaussian_similarity(speed_error, config.travel_scale),
+        "travel": similarity.gaussian_similarity(off, config.travel_scale),
     }
 
 

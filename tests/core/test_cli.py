@@ -46,7 +46,8 @@ def test_frame_writes_the_robot_on_white(tmp_path):
 
 def test_prepare_makes_a_reference_and_tells_how_good_it_is(tiny_path, clip, tmp_path, capsys):
     made = tmp_path / "swing.ref"
-    assert run("prepare", tiny_path, clip, "-o", made, "--mask-size", "32", "--frame-size", "32", "--json") == 0
+    feet, sizes = ("--feet", "left", "right"), ("--mask-size", "32", "--frame-size", "32")
+    assert run("prepare", tiny_path, clip, "-o", made, *feet, *sizes, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ticks"] == 21 and report["first_frame_iou"] > 0.8
     assert report["verdict"] == "good" and 0.7 < report["score"] < 1 and "at worst" in report["reason"]
@@ -105,6 +106,7 @@ def test_resume_of_a_finished_run_ends_at_once(trained, tiny_path, clip):
         (["train", "{tiny}", "{ref}", "-o", "{tmp}/run", "--speed", "3"], "the reference is prepared"),
         (["train", "{tiny}", "{clip}", "-o", "{tmp}/run", "--num-devices", "0"], "num_devices: expected an integer"),
         (["frame", "unitree_a1", "-o", "{tmp}/new.txt"], "ends in .png"),
+        (["frame", "{tiny}", "-o", "{tmp}/new.png", "--feet", "hand"], "feet: expected names of bodies"),
         (["render", "{trained}", "-o", "{tmp}/new.gif"], "ends in .mp4"),
         (["train", "{tiny}", "{blank}", "-o", "{trained}", "--resume", *TRAIN_FLAGS], "the clip that the run began"),
         (["train", "{tiny}", "{clip}", "-o", "{tmp}/run", "--num-timesteps", "1000"], "learning_starts: expected"),

@@ -60,7 +60,7 @@ for critic in ("twin", "distributional"):
 
 def environment(num_devices: int) -> dict[str, str]:
     """Of a process that sees so many devices."""
-    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 

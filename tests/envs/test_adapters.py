@@ -29,9 +29,9 @@ def test_an_environment_of_brax_goes_as_it_does_there_and_is_cut_at_its_length(p
         assert float(ours.reward) == float(theirs.reward) and bool(ours.terminated) == bool(theirs.done)
         assert bool(ours.truncated) == (count == 5)
     batch = AutoResetWrapper(VmapWrapper(env))
-    states = jax.jit(batch.reset)(jax.random.split(jax.random.key(0), 3))
+    states, step = jax.jit(batch.reset)(jax.random.split(jax.random.key(0), 3)), jax.jit(batch.step)
     for _ in range(40):
-        states = jax.jit(batch.step)(states, jnp.ones((3, 1)))
+        states = step(states, jnp.ones((3, 1)))
     assert np.isfinite(states.obs).all()
 
 

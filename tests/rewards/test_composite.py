@@ -85,8 +85,8 @@ def test_terms_without_weight_may_be_absent_and_are_logged_when_present():
 
 
 def test_motion_terms_are_one_without_error_and_1_over_e_at_their_scales():
-    config = RewardConfig(pose_scale=0.2, travel_scale=0.4)
-    found = motion_terms(config, jnp.array([0.0, 0.2, 0.4]), jnp.array([0.0, -0.4, 0.8]))
+    config = RewardConfig(pose_scale=0.2, travel_scale=0.4, travel_sideways=2.0)
+    found = motion_terms(config, jnp.array([0.0, 0.2, 0.4]), jnp.array([[0.0, 0.0], [-0.4, 0.0], [0.0, 0.4]]))
     for values in found.values():
         np.testing.assert_allclose(values, np.exp([0.0, -1.0, -4.0]), rtol=1e-6)
     assert set(found) == set(MOTION_TERMS)
@@ -138,7 +138,7 @@ def test_terms_made_from_arrays_feed_the_total():
         foot_contact=jnp.ones((N, 2), bool),
         gravity=jnp.tile(jnp.asarray([[0.0, 0.0, -1.0]]), (N, 1)),
     )
-    terms |= motion_terms(config, jnp.abs(normal(N)), normal(N))
+    terms |= motion_terms(config, jnp.abs(normal(N)), normal(N, 2))
     total, logged = combine(terms, config, 1)
     assert total.shape == (N,) and (total >= 0).all()
     np.testing.assert_array_equal(logged["reward/mask"], mask_iou(mask, ref_mask))
