@@ -65,7 +65,7 @@ def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[st
             for name in chosen:
                 found[name]["mocap_error"] = nearest(real, episodes[name].qpos[episodes[name].alive])
         poses = {"policy": env.reference.motion, "standing still": env.env.default_qpos[None]}
-        for name, qpos in poses.items():
+        for name, qpos in poses.items() if env.reference.motion is not None else ():
             found[name]["mocap_error of the poses"] = nearest(real, np.concatenate([qpos] * LAPS))
     return f"{robot}, {env.reference.provenance.get('source', 'clip')}", found
 

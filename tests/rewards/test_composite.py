@@ -155,6 +155,7 @@ def test_terms_made_from_arrays_feed_the_total():
         ("velocity_scale", 0.0),
         ("foot_slip_scale", float("inf")),
         ("video_l2_scale", -2.0),
+        ("travel_sideways", -1.0),
         ("tilt_worst_angle", 4.0),
         ("video_similarity", "dot"),
         ("soft_mask_scales", ()),
