@@ -60,8 +60,8 @@ docs: setup
 bench: setup
 	rm -rf build/bench && mkdir -p build/bench
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(SIZE) --json build/bench/$$name.json; done
-	$(BIN)/python benchmarks/table.py unitree_h1/walk talos/walk $(SIZE) --json build/bench/table.json
-	$(BIN)/python benchmarks/sim_to_sim.py unitree_h1/walk $(SIZE) --json build/bench/sim_to_sim.json
+	for name in unitree_h1 talos unitree_a1; do for script in table sim_to_sim; do \
+	    $(BIN)/python benchmarks/$$script.py $$name/walk $(SIZE) --json build/bench/$$script-$$name.json; done; done
 	$(BIN)/python benchmarks/results.py build/bench/*.json
 
 # The encoder that ships in rewards/assets; it took 80 minutes on two cores that did other work too.

@@ -131,6 +131,12 @@ def read_gait(recording: Recording, folder: Path, env: nil_jax.envs.RobotEnv) ->
     return Gait(body, closed_cycle(coords, body))
 
 
+def recorded_velocity(recording: Recording, folder: Path) -> np.ndarray:
+    """Forward and sideways velocity [S, 2] of the base, m/s."""
+    data = np.load(folder / recording.file)
+    return np.stack([data[f"dq_{recording.base}_{name}"][recording.skip :] for name in ("tx", recording.lateral)], -1)
+
+
 def closed_cycle(coords: np.ndarray, body: Body) -> np.ndarray:
     """One cycle [P, D] of a motion [S, D]: its most symmetric half, and that half's mirror image.
 

@@ -5,8 +5,7 @@
 The tasks are Brax's on its MJX backend, with their own rewards. Both learners get LayerNorm networks of two hidden
 layers, the same learning rates, target entropy and first temperature; what is left are the algorithms and their
 programs. Returns are those of deterministic policies in the same 32 episodes. Updates a second are those of whole
-training steps, without compilation. JAX 0.10 no longer has `device_put_replicated`, which Brax's trainer calls: it is
-put back here for one device.
+training steps, without compilation.
 """
 
 import json
@@ -16,14 +15,13 @@ from pathlib import Path
 
 import brax.envs
 import common
-import jax
-import jax.numpy as jnp
 import numpy as np
 from brax.training.agents.sac import networks as brax_networks
 from brax.training.agents.sac import train as brax_sac
 from rich.console import Console
 
 import nil_jax
+from nil_jax.adapters import mend_brax
 from nil_jax.config import Config
 from nil_jax.envs import BraxEnv
 
@@ -95,12 +93,6 @@ def braxs(env: BraxEnv, steps: int, seed: int):
     return make_policy(params, deterministic=True), speeds[-1] * UPDATES / NUM_ENVS
 
 
-def replicated(tree, devices):
-    """What `jax.device_put_replicated` was, for one device."""
-    assert len(devices) == 1
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
-
-
 def rows_of(task: str, seeds: int, steps: int, say) -> list[dict]:
     """Returns and speeds on one task."""
     env = BraxEnv(brax.envs.get_environment(task, backend="mjx"), LENGTH)
@@ -134,7 +126,7 @@ def main() -> None:
     options = command.parse_args()
     size = SIZES["full" if options.full else "quick"]
     size |= {name: getattr(options, name) for name in size if getattr(options, name) is not None}
-    jax.device_put_replicated = replicated
+    mend_brax()
     say, rows = Console(stderr=True).print, []
     for task in size["tasks"]:
         rows += rows_of(task, size["seeds"], size["num_timesteps"], say)

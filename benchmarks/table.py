@@ -7,6 +7,7 @@ Runs of the same robot and clip are seeds of one row: mean, and with several the
 `nil_jax.evaluation.run_episodes`; in addition
 
 - `locomotion from rest`: the same reward when the robot begins at rest;
+- `locomotion of the recording`: that of a real walk of this robot, with --mocap, where there is one;
 - `mocap_error` (m): how far windows of 0.32 s of the first episode are from the nearest ones of a real walk of this
   robot, root mean square over keypoints; only with --mocap and a robot that has one;
 - `mocap_error of the poses`: the same of the reference's own poses, which no imitation of it can be asked to beat;
@@ -14,18 +15,20 @@ Runs of the same robot and clip are seeds of one row: mean, and with several the
 """
 
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import common
 import jax
 import numpy as np
 import scipy.stats
-from motions import RECORDINGS, ROBOTS, read_gait
+from motions import RECORDINGS, ROBOTS, read_gait, recorded_velocity
 from rich.console import Console
 from rich.table import Table
 
 from nil_jax import evaluation
 from nil_jax.envs import Body
+from nil_jax.envs.robot import locomotion_reward
 from nil_jax.pretrained import load_policies
 
 EPISODES = {"quick": 8, "full": 64}
@@ -33,6 +36,7 @@ WINDOW, PHASES, RATE, LAPS = 8, 64, 25.0, 8  # ticks; windows of a cycle; Hz; re
 UNITS = {
     "locomotion": "of 400",
     "locomotion from rest": "of 400",
+    "locomotion of the recording": "of 400",
     "fall": "of the episodes",
     "distance": "m",
     "speed": "m/s",
@@ -58,7 +62,9 @@ def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[st
         row["locomotion from rest"] = rest[name]["locomotion"]
     gait = next((name for name, known in ROBOTS.items() if known == robot and name.endswith("walk")), None)
     if mocap and gait:
-        real = read_gait(RECORDINGS[gait], mocap, env.env)
+        real, velocity = read_gait(RECORDINGS[gait], mocap, env.env), recorded_velocity(RECORDINGS[gait], mocap)
+        paid = jax.vmap(partial(locomotion_reward, env.env.spec))(velocity)
+        found["policy"]["locomotion of the recording"] = evaluation.LOCOMOTION_STEPS * float(paid.mean())
         standing = {"standing still": evaluation.zero_action(env.action_size)}
         for where, chosen in ((env, {"policy": policy}), (env.around_standing(), standing)):
             episodes = evaluation.compiled_episodes(where, chosen, 1, jax.random.key(0))
@@ -94,9 +100,9 @@ def rows_of(title: str, runs: list[dict[str, dict[str, float]]]) -> list[dict]:
             continue
         mean = {n: float(np.mean([run[n][what] for run in runs])) for n in runs[0] if what in runs[0][n]}
         lower = what in LOWER_IS_BETTER
-        best = (min if lower else max)((name for name in controls if name in mean), key=mean.get)
-        label = f"{title}: {what}"
-        rows.append(common.row(label, mean["policy"], unit, best, mean[best], higher_is_better=not lower))
+        best = (min if lower else max)((name for name in controls if name in mean), key=mean.get, default=None)
+        label, peer = f"{title}: {what}", () if best is None else (best, mean[best])
+        rows.append(common.row(label, mean["policy"], unit, *peer, higher_is_better=not lower))
         if len(runs) > 1:
             spread = half_width([run["policy"][what] for run in runs])
             rows.append(common.row(f"{label}, +- ({len(runs)} seeds)", spread, unit))

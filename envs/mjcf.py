@@ -72,7 +72,7 @@ def prepare(
     base = _base_body(spec)
     joints = _actuations(original)
     keyframes = _keyframes(original, base)
-    foot_spheres = _foot_geoms(original, spec, base, feet)
+    foot_spheres = _foot_geoms(original, base, feet)
 
     for collection in (spec.keys, spec.sensors, spec.actuators, spec.excludes, spec.pairs, spec.lights, spec.cameras):
         for element in list(collection):
@@ -191,7 +191,7 @@ def _geom_corners(model: mujoco.MjModel, geom: int) -> np.ndarray:
 
 
 def _foot_geoms(
-    model: mujoco.MjModel, spec: mujoco.MjSpec, base: mujoco.MjsBody, feet: Sequence[str] | None
+    model: mujoco.MjModel, base: mujoco.MjsBody, feet: Sequence[str] | None
 ) -> dict[str, list[str] | np.ndarray]:
     """For each foot body: the names of its own contact geoms, or [4, 3] points (its frame) where spheres are to go."""
     data = mujoco.MjData(model)

@@ -68,7 +68,7 @@ class EnvConfig:
     feet: tuple[str, ...] | None = None  # names of the foot bodies; None: the lowest leaf bodies
     fall_tilt: float = 1.0  # rad between the base's z axis and the vertical at which the robot has fallen
     physics: Literal["jax", "warp"] = "jax"  # engine: MJX in JAX, or MJX-Warp
-    renderer: Literal["auto", "jax", "warp"] = "auto"  # "auto": "jax"; under Warp's physics the faster one
+    renderer: Literal["auto", "jax", "warp"] = "auto"  # "auto": the faster one on GPUs and under Warp, else "jax"
     buffer_margin: float = 2.0  # Warp's physics: room for this times the contacts and constraints of a tumbling robot
 
     def __post_init__(self):
@@ -217,9 +217,13 @@ class RobotEnv(Env):
     def reset(
         self, key: PRNGKeyArray, qpos: Float[Array, " nq"] | None = None, qvel: Float[Array, " nv"] | None = None
     ) -> State:
-        """A pose with a little noise on the joints, feet on the floor: the start pose, unless another one is given."""
-        if qpos is None or qvel is None:
+        """A pose with a little noise on the joints, feet on the floor: the start pose, unless another one is given.
+
+        It moves forward at `config.reset_velocity`, unless `qvel` is given.
+        """
+        if qpos is None:
             qpos = jnp.array(self.start_qpos)
+        if qvel is None:
             qvel = jnp.zeros(6 + len(self.joint_names)).at[0].set(self.config.reset_velocity)
         key_q, key_v = jax.random.split(key)
         noise, nj = self.config.reset_noise, len(self.joint_names)
@@ -325,14 +329,12 @@ class RobotEnv(Env):
             "torque": data.actuator_force,
         }
         up = rotation_matrix(data.qpos[3:7])[2, 2]
-        height = data.qpos[2] - 0.0
-        fallen = (
-            (height < self.spec.fall_height * self.standing_height) | (up < np.cos(self.config.fall_tilt)) | ~finite
-        )
+        low = data.qpos[2] < self.spec.fall_height * self.standing_height
+        fallen = low | (up < np.cos(self.config.fall_tilt)) | ~finite
         velocity = jnp.where(finite, data.qvel[:2], 0.0)
         obs = jnp.where(finite, self.observation(data.qpos, data.qvel, info["last_action"]), 0.0)
         info = {name: jnp.where(finite, value, jnp.zeros_like(value)) for name, value in info.items()}
-        reward = jnp.where(fallen | ~finite, 0.0, locomotion_reward(self.spec, data.qvel[:2]))
+        reward = jnp.where(fallen, 0.0, locomotion_reward(self.spec, data.qvel[:2]))
         slip = (info["foot_contact"] * jnp.linalg.norm(info["foot_velocity"][:, :2], axis=1)).sum()
         metrics = {
             "forward_velocity": velocity[0],

@@ -28,6 +28,12 @@ def _step(env: AutoResetWrapper, state: State, action: Float[Array, "N A"]) -> S
     return env.step(state, action, tick=tick)
 
 
+def mend_brax() -> None:
+    """Gives JAX back what Brax 0.14's trainers call and JAX 0.10 dropped, `jax.device_put_replicated`."""
+    if not hasattr(jax, "device_put_replicated"):
+        jax.device_put_replicated = lambda tree, devices: jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
+
+
 def as_brax(env: Env) -> Any:
     """An environment for Brax's trainers, which must not wrap it: it is batched, and restarts by itself.
 
@@ -42,6 +48,7 @@ def as_brax(env: Env) -> Any:
     from brax.envs.base import Env as BraxBase
     from brax.envs.base import State as BraxState
 
+    mend_brax()
     batch = _batch(env)
 
     def view(state: State, steps: Array, returned: Array) -> BraxState:

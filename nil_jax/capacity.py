@@ -14,7 +14,7 @@ import mujoco
 import numpy as np
 from mujoco.mjx import warp as mjx_warp
 
-from nil_jax.parallel import own_device
+from nil_jax.parallel import of_the_first, own_device
 from nil_jax.rewards import Encoder
 from nil_jax.rollout import ImitationEnv
 
@@ -177,7 +177,7 @@ def with_fastest_renderer(
     if known is not None:
         return env.with_renderer(known)
     seconds = {kind: _seconds_per_look(env.with_renderer(kind), num_envs) for kind in RENDERERS}
-    fastest = min(seconds, key=lambda kind: seconds[kind])
+    fastest = RENDERERS[of_the_first(RENDERERS.index(min(seconds, key=lambda kind: seconds[kind])))]
     rates = ", ".join(f"{kind} {num_envs / value:,.0f}" for kind, value in seconds.items())
     say(f"renderer: {rates} looks per second at {num_envs} environments; taking {fastest}")
     return env.with_renderer(fastest)

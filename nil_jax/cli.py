@@ -7,6 +7,7 @@ import inspect
 import io
 import itertools
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -103,8 +104,6 @@ def generate(
         feet: names of the foot bodies; the lowest leaf bodies by default.
         config: settings.
     """
-    import os
-
     from nil_jax.envs import make
     from nil_jax.reference import generate_clip
 
@@ -198,6 +197,7 @@ def train(
     config: Settings = Config(),  # noqa: B008 (frozen)
     preset: Literal["cpu", "gpu", "paper"] = "cpu",
     reward: Literal["default", "paper"] = "default",
+    source_fps: float | None = None,
     resume: bool = False,
     seeds: tuple[int, ...] = (),
     distributed: bool = False,
@@ -214,6 +214,7 @@ def train(
         config: settings.
         preset: settings to start from; single flags change them. A resumed run starts from its own.
         reward: terms and weights to start from; paper has those of arXiv 2503.10626.
+        source_fps: frames per second of the clip; a folder of frames needs it, a file brings its own.
         resume: go on with the run in the output folder, with --num-timesteps further than was planned.
         seeds: train one policy per seed, side by side in one program; each gets a folder seed_N in the output folder.
         distributed: join the other processes of this run, which SLURM, Open MPI, Kubernetes or a TPU pod started.
@@ -231,7 +232,8 @@ def train(
     elif config.train.num_devices:
         parallel.use_cpu_devices(config.train.num_devices)
     del preset, reward  # `main` has read them: they set the defaults of the other flags
-    env, given = nil_jax.envs.make(robot, config.env), {"config": config, "output": output, "resume": resume}
+    given = {"config": config, "output": output, "resume": resume, "source_fps": source_fps}
+    env = nil_jax.envs.make(robot, config.env)
     if seeds:
         nil_jax.train_seeds(env, video, seeds=seeds, **given)
     else:
@@ -317,6 +319,7 @@ def distill(
     output: Output,
     teacher: str = "i3d",
     config: OmitArgPrefixes[DistillConfig] = DistillConfig(),  # noqa: B008 (frozen)
+    feet: Feet = None,
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Teach a small encoder what a large one sees of these robots, and where their bodies are.
@@ -326,6 +329,7 @@ def distill(
         output: folder to make; then train with --encoder FOLDER.
         teacher: i3d, i3d:LAYER, or folder or id of a TimeSformer; none for poses alone.
         config: settings.
+        feet: names of the foot bodies, as they are given to train; the lowest leaf bodies by default.
         json_output: print one JSON object on standard output.
     """
     from nil_jax.distill import distill
@@ -337,7 +341,7 @@ def distill(
     with Progress(console=ERR, transient=True, disable=not ERR.is_terminal) as bar:
         task = bar.add_task("start", total=1.0)
         found = distill(
-            [make(robot) for robot in robots],
+            [make(robot, feet=feet) for robot in robots],
             loaded,
             output,
             config=config,
@@ -362,6 +366,8 @@ def _check_new(output: Path, endings: tuple[str, ...] = ()) -> None:
         raise ValueError(f"output: expected a name that is not taken, got {output}, which exists; choose another")
     if not output.parent.is_dir():
         raise ValueError(f"output: expected a folder {output.parent}, which is not there; make it first")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"output: expected a folder that may be written, got {output.parent}; choose another")
 
 
 COMMANDS = {

@@ -25,6 +25,7 @@ from nil_jax.envs import Body, RobotEnv
 from nil_jax.motions import near, random_motions
 from nil_jax.reference.align import nominal_camera
 from nil_jax.rendering import Camera, make_scene, render
+from nil_jax.rendering.shading import BRIGHTEST
 from nil_jax.rewards import Encoder, embed_clips
 from nil_jax.rewards.student import Student, StudentConfig, save_student
 
@@ -126,7 +127,7 @@ def restyled(frames: UInt8[Array, "M T S S 3"], key: PRNGKeyArray) -> UInt8[Arra
     mean = jnp.sum(x * robot, axis=(1, 2, 3), keepdims=True) / inside
     x = each(1, 0.05, 0.75) + each(2, -0.15, 0.15, 3) + each(3, 0.0, 1.4) * (x - mean)
     x = x + each(4, 0.0, 0.05) * jax.random.normal(keys[5], frames.shape)
-    x = jnp.where(robot, jnp.clip(x, 0.0, 0.94), 1.0)
+    x = jnp.where(robot, jnp.clip(x, 0.0, BRIGHTEST), 1.0)
     blur = x
     for axis in (2, 3):
         blur = (jnp.roll(blur, 1, axis) + 2 * blur + jnp.roll(blur, -1, axis)) / 4  # the border is background

@@ -16,7 +16,7 @@ from nil_jax.envs.physics import OVERFLOW
 from nil_jax.envs.robot import posed
 from nil_jax.reference import Reference
 from nil_jax.rewards import Encoder, RewardConfig, mask_iou
-from nil_jax.rollout import ImitationEnv, collect
+from nil_jax.rollout import ImitationConfig, ImitationEnv, collect
 
 LOCOMOTION_SECONDS, LOCOMOTION_STEPS = 4.0, 400  # over which LocoMuJoCo's reward is summed, and how often
 
@@ -24,7 +24,7 @@ Policy = Callable[[Float[Array, "N O"], PRNGKeyArray], tuple[Float[Array, "N A"]
 
 
 def zero_action(action_size: int) -> Policy:
-    """The control that does nothing: position targets stay at the default pose."""
+    """The control that corrects nothing: position targets are the default pose, or the clip's (`targets`)."""
     return lambda observation, key: (jnp.zeros((*observation.shape[:-1], action_size)), {})
 
 
@@ -196,6 +196,7 @@ def evaluate(
     *,
     reward: RewardConfig | None = None,
     encoder: Encoder | None = None,
+    config: ImitationConfig | None = None,
     others: Mapping[str, Policy] | None = None,
     num_envs: int = 16,
     seed: int = 0,
@@ -207,11 +208,12 @@ def evaluate(
     there too, which holds the default pose.
 
     Args:
-        env: the robot or another environment, or an `ImitationEnv`, which brings reference, reward and encoder with it.
+        env: the robot or another environment, or an `ImitationEnv`, which brings the next four with it.
         policy: `policy(observation [N, O], key) -> (action [N, A], extras)`.
         reference: what was imitated; None evaluates the env's own reward.
         reward: weights of the terms.
         encoder: for the video term.
+        config: what actions mean and where episodes begin; as at the training, or the policy is another one.
         others: more policies by name, such as the untrained one.
         num_envs: episodes of each.
         seed: of starts and random actions.
@@ -222,12 +224,15 @@ def evaluate(
         By name ("policy", "zero action", "random policy", ...) the means that `run_episodes` describes.
 
     Raises:
-        ValueError: no episode.
+        ValueError: no episode, or an `ImitationEnv` beside what it brings.
     """
     if num_envs < 1:
         raise ValueError(f"num_envs: expected an integer >= 1, got {num_envs}")
+    brought = {"reference": reference, "reward": reward, "encoder": encoder, "config": config}
     if not isinstance(env, ImitationEnv):
-        env = ImitationEnv(env, reference, reward, encoder)
+        env = ImitationEnv(env, **brought)
+    elif given := [name for name, value in brought.items() if value is not None]:
+        raise ValueError(f"{given[0]}: expected none beside an ImitationEnv, which has its own; make another one of it")
     env = env.from_the_start(at_rest=at_rest)
     found: dict[str, Episodes] = {}
     zero = {"standing still": zero_action(env.action_size)} if env.config.targets == "clip" else {}

@@ -92,9 +92,11 @@ def export_policy(env: ImitationEnv, policy: Policy, folder: Path) -> None:
 
 
 def _xml(spec: mujoco.MjSpec) -> str:
-    """The model; meshes stay where they are and are named by their whole paths."""
+    """The model; meshes and textures stay where they are and are named by their whole paths."""
     copy = spec.copy()
     if spec.meshes:
         copy.meshdir = str(Path(spec.modelfiledir, spec.meshdir).resolve())
+    if any(texture.file for texture in spec.textures):
+        copy.texturedir = str(Path(spec.modelfiledir, spec.texturedir).resolve())
     copy.compile()
     return copy.to_xml()

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from nil_jax.envs import Body
 from nil_jax.envs.body import CLEARANCE, JOINTS, ROTATION, Y
+from nil_jax.reference.align import sagittal_joints
 
 FREQUENCY = (0.4, 3.0)  # Hz, of gaits and of wandering joints
 SWING, SWAY, OFFSET = 0.45, 0.08, 0.25  # rad: joints across the picture, the others, and how far their middle is away
@@ -52,7 +53,8 @@ def random_motions(body: Body, count: int, rng: np.random.Generator) -> Motions:
         count: M.
         rng: Draws them.
     """
-    across = np.abs(body.env.mj_model.jnt_axis[1:, 1]) > np.sqrt(0.5)
+    model = body.env.mj_model
+    across = np.isin(np.arange(model.nq - 7), sagittal_joints(model, body.env.default_qpos))
     poses = body.coords(np.stack([body.env.default_qpos, body.env.start_qpos]))
     size = poses.shape[1]
     low, high = body.env.joint_range.T

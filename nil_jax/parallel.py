@@ -112,6 +112,11 @@ def any_process(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
+def of_the_first(number: int) -> int:
+    """What the first process has, in all of them."""
+    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def wait_for_all(where: str) -> None:
     """Returns when every process is here."""
     if jax.process_count() > 1:

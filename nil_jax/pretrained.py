@@ -93,7 +93,7 @@ def load_pretrained(name: str | Path) -> Pretrained:
         raise ValueError(f"policy: expected poses of {robot.mj_model.nq} numbers in motion, got {motion.shape[1]}")
     reference = draw_reference(robot, motion, about["fps"], loop=about["loop"], camera=camera)
     reference = dataclasses.replace(reference, start_qpos=start, provenance=reference.provenance | about["source"])
-    encoder = config.train.load_encoder()
+    encoder = saved.load_encoder()
     if encoder is not None:
         reference = with_embeddings(reference, encoder)
     env, actor_critic = dataclasses.replace(saved, reference=reference).program()

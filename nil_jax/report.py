@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw
 
 from nil_jax.config import Config, differences, flatten, load_config
 from nil_jax.metrics import read_metrics
 from nil_jax.reference import Reference, write_video
+from nil_jax.reference.prepare import resized
+from nil_jax.reference.preview import labelled
 from nil_jax.rollout import ImitationEnv
 
-PANEL, LABEL = 320, 24  # px
+PANEL = 320  # px, of a run's comparison video
 REFERENCE_COLOR, AGENT_COLOR = (214, 69, 65), (52, 100, 200)
 CURVES = (
     ("episode_return", "return of finished episodes"),
@@ -63,17 +64,17 @@ def comparison_frames(
 
     Red is the reference's alone, blue the agent's alone.
     """
-    frames = []
-    for t, picture in enumerate(pictures):
-        shown = (first + t) % len(reference.frames)
-        clip, agent = _resized(reference.frames[shown]), _resized(picture)
-        ref_mask = np.asarray(Image.fromarray(reference.masks[shown]).resize((PANEL, PANEL), Image.Resampling.NEAREST))
-        agent_mask = (agent < 250).any(axis=-1)
-        overlay = np.full((PANEL, PANEL, 3), 255, np.uint8)
+    frames, titles = [], ("reference", "agent", "overlay")
+    for t, agent in enumerate(pictures):
+        shown, side = (first + t) % len(reference.frames), len(agent)
+        clip, ref_mask = resized(reference.frames[shown], side), resized(reference.masks[shown], side)
+        agent_mask = (agent < 255).any(axis=-1)
+        overlay = np.full((side, side, 3), 255, np.uint8)
         overlay[ref_mask & agent_mask] = (150, 150, 150)
         overlay[ref_mask & ~agent_mask] = REFERENCE_COLOR
         overlay[agent_mask & ~ref_mask] = AGENT_COLOR
-        frames.append(_labelled(np.concatenate([clip, agent, overlay], axis=1), ("reference", "agent", "overlay")))
+        panels = zip((clip, agent, overlay), titles, strict=True)
+        frames.append(np.concatenate([labelled(panel, title) for panel, title in panels], axis=1))
     return np.stack(frames)
 
 
@@ -81,19 +82,6 @@ def write_comparison(path: Path, env: ImitationEnv, pictures: UInt8[np.ndarray, 
     """The comparison video, at the reference's rate; it ends where the agent falls."""
     first = env.first_pose()[2]
     write_video(path, comparison_frames(env.reference, pictures, first), env.reference.fps)
-
-
-def _resized(image: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "s s 3"]:
-    return np.asarray(Image.fromarray(image).resize((PANEL, PANEL), Image.Resampling.BILINEAR))
-
-
-def _labelled(image: UInt8[np.ndarray, "S W 3"], labels: Sequence[str]) -> UInt8[np.ndarray, "s w 3"]:
-    canvas = Image.new("RGB", (image.shape[1], image.shape[0] + LABEL), "white")
-    canvas.paste(Image.fromarray(image), (0, LABEL))
-    draw = ImageDraw.Draw(canvas)
-    for i, label in enumerate(labels):
-        draw.text((i * PANEL + 8, 6), label, fill=(60, 60, 60))
-    return np.asarray(canvas)
 
 
 STYLE = """

@@ -114,6 +114,11 @@ class ImitationEnv(VmapWrapper):
         reward, has_motion = reward or RewardConfig(), reference is not None and reference.motion is not None
         has_servos = not isinstance(env, RobotEnv) or env.config.actuation == "position"
         self.config = (config or ImitationConfig()).resolved(has_motion, has_servos)
+        if has_motion and env.config.reset_velocity:
+            raise ValueError(
+                f"reset_velocity: expected 0 with a reference that has a motion, whose speed episodes begin with, got "
+                f"{env.config.reset_velocity}"
+            )
         self.encoder = encoder if reward.uses_video else None
         self.reward = _fitting(reward, self.encoder, has_motion)
         self.reference = reference

@@ -35,6 +35,7 @@ from nil_jax.files import read_json
 from nil_jax.learning import ActorCritic, make_actor_critic, make_policy
 from nil_jax.metrics import MetricsLog, check_wandb, read_metrics, start_wandb
 from nil_jax.reference import Reference
+from nil_jax.rewards import Encoder
 from nil_jax.rollout import ImitationEnv
 
 LINE_EVERY = 30.0  # s; how often a run tells where it is if its output is no terminal, where a bar cannot move
@@ -338,14 +339,21 @@ class SavedRun:
             raise ValueError(f"run: expected the robot it was trained with, but the model of {self.robot} has changed")
         return robot
 
+    def load_encoder(self) -> Encoder | None:
+        """The encoder of the run, if it has a video term; a warning where that is not at hand."""
+        if not self.config.reward.uses_video:
+            return None
+        with contextlib.suppress(ValueError):
+            encoder = self.config.train.load_encoder()
+            if self.encoder in (None, encoder and encoder.digest):
+                return encoder
+        warnings.warn("the encoder that the run was trained with is not at hand; no video term", stacklevel=3)
+        return None
+
     def program(self) -> tuple[ImitationEnv, ActorCritic]:
         """The environment of the run, and the functions of its learner."""
         config = self.config
-        encoder = config.train.load_encoder()
-        if self.encoder not in (None, encoder and encoder.digest):
-            warnings.warn("the encoder that the run was trained with is not at hand; no video term", stacklevel=2)
-            encoder = None
-        env = ImitationEnv(self.make_robot(), self.reference, config.reward, encoder, config.imitation)
+        env = ImitationEnv(self.make_robot(), self.reference, config.reward, self.load_encoder(), config.imitation)
         if self.renderer is not None:
             env = env.with_renderer(self.renderer)
         return env, make_actor_critic(env.observation_size, env.action_size, config.learner)

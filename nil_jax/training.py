@@ -152,8 +152,13 @@ def _settings(config: Config | None, overrides: dict[str, Any], resumed: str | P
     """The settings of a run; one that goes on has those that it began with, where none are given."""
     saved = None if resumed is None else SavedRun.load(resumed).config
     config = (config or saved or Config()).with_fields(**overrides)
+    name = config.train.encoder
+    if name not in (None, "student", "i3d") and Path(name).is_dir():  # the run may be evaluated from another folder
+        config = config.with_fields(encoder=str(Path(name).resolve()))
     # A replay never holds more than the run makes, and keeps its size when the run goes on.
-    most = saved.learner.replay_size if saved else config.train.num_timesteps
+    num_envs = config.train.num_envs
+    steps = max(-(-config.train.num_timesteps // num_envs), config.learner.n_step)
+    most = saved.learner.replay_size if saved else steps * num_envs
     return config.with_fields(replay_size=min(config.learner.replay_size, most))
 
 
@@ -173,6 +178,8 @@ def _train(
         from nil_jax.envs import make
 
         env = make(env, config.env)
+    if ref_video is not None and not isinstance(env, RobotEnv):
+        raise ValueError(f"env: expected a robot, from nil_jax.envs.make, beside a clip, got {type(env).__name__}")
     given = Reference.load(ref_video) if is_reference(ref_video) else ref_video
     config = _as_given(config, env, given).with_fields(num_devices=config.train.num_devices or jax.device_count())
     runs = [
@@ -250,8 +257,13 @@ def _warn_of_stranger(encoder: Encoder, env: Env, run: Run) -> None:
     run.say(
         f"warning: the encoder was not taught on {env.spec.name}; on random motions of it its distances and the true "
         f"ones have a rank correlation of {found:.2f} (the shipped one has 0.80 on Unitree H1); to teach one of your "
-        f"own, type: nil-jax distill {env.spec.handle} --teacher none -o my_student"
+        f"own, type: nil-jax distill {env.spec.handle} --teacher none -o my_student{_feet(env)}"
     )
+
+
+def _feet(env: RobotEnv) -> str:
+    """The flag that names the robot's feet to another command."""
+    return f" --feet {' '.join(env.config.feet)}" if env.config.feet else ""
 
 
 def _reference(env: Env, given: Any, config: Config, source_fps: float | None, run: Run) -> Reference | None:

@@ -99,11 +99,6 @@ class RewardConfig:
         """Whether clips must be rendered and embedded."""
         return self.video_weight > 0
 
-    @property
-    def uses_masks(self) -> bool:
-        """Whether silhouettes must be rendered."""
-        return any(self.weight(term) > 0 for term in ("mask", "soft_mask", "outline"))
-
 
 def mask_terms(
     config: RewardConfig, mask: Bool[Array, "*batch h w"], ref_mask: Bool[Array, "*batch h w"]

@@ -97,18 +97,21 @@ def generate_reference(
     names = {field.name for field in dataclasses.fields(ReferenceConfig)}
     preparing = {name: settings.pop(name) for name in names & settings.keys()}
     ReferenceConfig(**preparing)  # refuses bad values now, not after hours of generation
+    settings = {"rank": partial(first_look, **preparing)} | settings
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(output or Path(scratch) / "clip.mp4")
         video = generate_clip(env, prompt, model=model, output=path, progress=progress, **settings)
     return prepare_reference(env, video, encoder=encoder, progress=progress, **preparing)
 
 
-def first_look(env: envs.RobotEnv, video: Video) -> Mapping[str, float]:
+def first_look(env: envs.RobotEnv, video: Video, **settings: Any) -> Mapping[str, float]:
     """How well a clip shows the robot: score and parts of its verdict (see `reference.verdict`), each in [0, 1].
 
-    Whether the robot walks is not asked: one that stands still may win.
+    Whether the robot walks is not asked: one that stands still may win. `settings` are fields of `ReferenceConfig`, but
+    of the sizes.
     """
-    verdict = prepare_reference(env, video, mask_size=RANKING_SIDE, frame_size=RANKING_SIDE).provenance["verdict"]
+    small = {"mask_size": RANKING_SIDE, "frame_size": RANKING_SIDE}
+    verdict = prepare_reference(env, video, **settings | small).provenance["verdict"]
     return {"score": verdict["score"]} | verdict["parts"]
 
 

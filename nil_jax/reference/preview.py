@@ -69,17 +69,19 @@ def _panels(frame, mask, fit, labels, *, fitted: bool) -> UInt8[np.ndarray, "h w
     overlay[fit & mask if fitted else _outline(fit)] = BOTH if fitted else ONLY_FIT
     if fitted:
         overlay[fit & ~mask] = ONLY_FIT
-    return np.concatenate([_labelled(p, text) for p, text in zip((clip, silhouette, overlay), labels, strict=True)], 1)
+    return np.concatenate([labelled(p, text) for p, text in zip((clip, silhouette, overlay), labels, strict=True)], 1)
 
 
 def _outline(mask: Bool[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
     return ndimage.binary_dilation(mask) & ~mask
 
 
-def _labelled(panel: UInt8[np.ndarray, "S S 3"], text: str) -> UInt8[np.ndarray, "h S 3"]:
-    image = Image.new("RGB", (SIDE, SIDE + LABEL), "white")
+def labelled(panel: UInt8[np.ndarray, "S S 3"], text: str) -> UInt8[np.ndarray, "h S 3"]:
+    """A panel of a video under its title."""
+    side = len(panel)
+    image = Image.new("RGB", (side, side + LABEL), "white")
     image.paste(Image.fromarray(panel), (0, LABEL))
     draw = ImageDraw.Draw(image)
     draw.text((6, 6), text, fill="black")
-    draw.line([(0, 0), (0, SIDE + LABEL)], fill=(200, 200, 200))
+    draw.line([(0, 0), (0, side + LABEL)], fill=(200, 200, 200))
     return np.asarray(image)

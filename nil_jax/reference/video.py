@@ -82,7 +82,10 @@ def read_video(
         _expect_rate(fps)
     if isinstance(source, np.ndarray):
         if fps is None:
-            raise ValueError("fps: expected frames per second with an array of frames, got none; pass fps=30.0")
+            raise ValueError(
+                "fps: expected frames per second with an array of frames, got none; pass source_fps=30.0 "
+                "(fps=30.0 to read_video)"
+            )
         limit = max(2, min(MAX_FRAMES, int(max_seconds * fps)))
         digest = hashlib.sha256(np.ascontiguousarray(source)).hexdigest()
         return Video(source[:limit], float(fps), sha256=digest, shortened=len(source) > limit)
@@ -99,8 +102,8 @@ def read_video(
 def _read_folder(path: Path, fps: float | None, max_seconds: float) -> Video:
     if fps is None:
         raise ValueError(
-            f"fps: expected frames per second with the folder {path}, got none; pass fps=30.0, "
-            "or give `nil-jax prepare` --source-fps 30"
+            f"fps: expected frames per second with the folder {path}, got none; type --source-fps 30, or pass "
+            "source_fps=30.0 (fps=30.0 to read_video)"
         )
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
     if not files:

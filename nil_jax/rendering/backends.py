@@ -19,7 +19,7 @@ from nil_jax.parallel import own_device
 from nil_jax.rendering.camera import Camera
 from nil_jax.rendering.render import render, render_masks
 from nil_jax.rendering.scene import Scene
-from nil_jax.rendering.shading import AMBIENT, GLOSS, HEAD, LAMP, LAMP_DIRECTION, SHININESS
+from nil_jax.rendering.shading import AMBIENT, BRIGHTEST, GLOSS, HEAD, LAMP, LAMP_DIRECTION, SHININESS
 
 SHOWN, HIDDEN = 0, 1  # geom groups in Warp's model
 EXPONENT = 128.0  # of a highlight where a material's shininess is 1
@@ -103,14 +103,15 @@ class WarpRenderer:
         width: int,
     ) -> UInt8[Array, "N H W 3"]:
         """The robots on white; arguments as in `render`."""
-        packed, _ = self._cast(geom_xpos, geom_xmat, target, height, width, rgb=True)
-        channels = [(packed >> shift).astype(jnp.uint8) for shift in (16, 8, 0)]
-        return jnp.stack(channels, axis=-1).reshape(-1, height, width, 3)
+        packed, depth = self._cast(geom_xpos, geom_xmat, target, height, width, rgb=True)
+        channels = jnp.stack([(packed >> shift).astype(jnp.uint8) for shift in (16, 8, 0)], axis=-1)
+        robot = jnp.minimum(channels, jnp.uint8(round(255 * BRIGHTEST)))
+        return jnp.where(depth[..., None] > 0, robot, channels).reshape(-1, height, width, 3)
 
     def _cast(
         self, geom_xpos: Array, geom_xmat: Array, target: Array, height: int, width: int, *, rgb: bool
     ) -> tuple[Array, Array]:
-        """Packed colours [N, H W] and depths [N, H W], one of them empty."""
+        """Packed colours [N, H W], empty without `rgb`, and depths [N, H W]."""
         num_envs = len(target)
         context = self._context(num_envs, height, width, rgb)
         lamps = -jnp.asarray(LAMP_DIRECTION)[None, None]
@@ -138,7 +139,7 @@ class WarpRenderer:
                 devices=["cpu"] if jax.default_backend() == "cpu" else None,  # Warp's default may be a GPU all the same
                 cam_res=(width, height),
                 render_rgb=rgb,
-                render_depth=not rgb,
+                render_depth=True,
                 render_seg=False,
                 use_textures=False,
                 enabled_geom_groups=[SHOWN],

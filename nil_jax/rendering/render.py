@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from nil_jax.rendering.camera import PRECISE, Camera, depth_of, lens
 from nil_jax.rendering.geometry import KINDS, Seen, Surfaces, either, local_lens
 from nil_jax.rendering.scene import Group, Scene
-from nil_jax.rendering.shading import Vector, shade, unit
+from nil_jax.rendering.shading import BRIGHTEST, Vector, shade, unit
 from nil_jax.rendering.tiles import TILE, Grid, for_tiles, for_touched, touched
 
 SMALL_TILE, SMALL_IMAGE = 8, 96  # px: where colours are drawn in smaller tiles
@@ -160,7 +160,7 @@ def _lit(
 
 
 def _byte(c: Array) -> UInt8[Array, "..."]:
-    return jnp.round(255 * jnp.clip(c, 0.0, 1.0)).astype(jnp.uint8)
+    return jnp.round(255 * jnp.clip(c, 0.0, BRIGHTEST)).astype(jnp.uint8)
 
 
 def _towards_camera(matrix: Float[Array, "N 4 4"], x: Array, y: Array) -> Vector:

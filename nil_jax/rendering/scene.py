@@ -53,7 +53,7 @@ def make_scene(mj_model: mujoco.MjModel, geom_ids: Sequence[int] | np.ndarray | 
     Args:
       mj_model: compiled model.
       geom_ids: draw only these. Default: geoms of groups 0, 1 and 2 that are not fully transparent, without the planes
-        of the world body (the floor, which `render` draws on request).
+        of the world body (the floor).
 
     Raises:
       ValueError: a geom that cannot be drawn, an id outside the model, or nothing to draw.

@@ -7,6 +7,7 @@ from jaxtyping import Array
 # Shares of the albedo; a surface that faces the lamp comes out a little brighter.
 AMBIENT, HEAD, LAMP = 0.38, 0.32, 0.45
 GLOSS, SHININESS = 0.16, 8  # white highlight of the lamp at the camera: shows the shape of dark robots
+BRIGHTEST = 0.94  # of a robot, in [0, 1]: one as white as the background would have holes in its silhouette
 LAMP_DIRECTION = (0.25, -0.45, 0.857)  # towards the lamp, world axes, length 1
 
 Vector = tuple[Array, Array, Array]  # one array per component: an axis of length 3 would keep a CPU from vectorising

@@ -23,10 +23,6 @@ class Triangles(NamedTuple):
     texture: Float[np.ndarray, "F 3 3"]  # (s, t, 0) in a 2D texture, or the direction from a cube's middle
     geom: Int[np.ndarray, " F"]  # MuJoCo geom id
 
-    def chosen(self, which: np.ndarray | slice) -> "Triangles":
-        """Some of them."""
-        return Triangles(*(part[which] for part in self))
-
 
 class _Surface(NamedTuple):
     """A geom in its own frame."""

@@ -21,11 +21,6 @@ def imitation(tiny_env, tiny_reference):
     return ImitationEnv(tiny_env, tiny_reference, RewardConfig(video_weight=0.0))
 
 
-def replicated(tree, devices):
-    """What `jax.device_put_replicated` was, for one device: JAX 0.10 has it no longer, and Brax calls it."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
-
-
 def test_for_brax_episodes_restart_and_robots_are_looked_at_in_time(imitation):
     env = as_brax(imitation)
     state = jax.jit(env.reset)(jax.random.split(jax.random.PRNGKey(0), 3))
@@ -43,8 +38,7 @@ def test_for_brax_episodes_restart_and_robots_are_looked_at_in_time(imitation):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["ppo", "sac"])
-def test_brax_trains_on_ours(imitation, trainer, monkeypatch):
-    monkeypatch.setattr(jax, "device_put_replicated", replicated, raising=False)
+def test_brax_trains_on_ours(imitation, trainer):
     jax.config.update("jax_debug_key_reuse", False)  # Brax uses keys twice
     try:
         from brax.training.agents.ppo import networks as ppo_networks

@@ -77,7 +77,24 @@ def test_eval_repeats_the_evaluation_of_the_run(trained, capsys):
 def test_render_writes_three_panels(trained, tmp_path):
     assert run("render", trained, "-o", tmp_path / "out.mp4", "--size", "64") == 0
     frames = read_video(tmp_path / "out.mp4").frames
-    assert frames.shape[2] > 2.5 * frames.shape[1]
+    assert frames.shape[2] == 3 * 64 and 64 < frames.shape[1] < 100
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tiny_path, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    assert run("prepare", tiny_path, clip, "-o", tmp_path / "walk.ref") == 2
+    assert "expected a folder that may be written" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_of_frames_is_trained_on_at_its_rate(tiny_path, tmp_path, monkeypatch, capsys):
+    (tmp_path / "frames").mkdir()
+    seen = {}
+    monkeypatch.setattr(nil_jax, "train", lambda env, video, **settings: seen.update(settings))
+    command = "train", tiny_path, tmp_path / "frames", "-o", tmp_path / "run", *TRAIN_FLAGS
+    assert run(*command, "--source-fps", "12.5") == 0 and seen["source_fps"] == 12.5
+    monkeypatch.undo()
+    assert run(*command) == 2
+    assert "type --source-fps 30" in " ".join(capsys.readouterr().err.split())
 
 
 def test_resume_of_a_finished_run_ends_at_once(trained, tiny_path, clip):

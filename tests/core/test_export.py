@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from PIL import Image
 
-from nil_jax.export import controller, export_policy
+from nil_jax.export import _xml, controller, export_policy
 from nil_jax.learning import LearnerConfig, make_actor_critic, make_policy
 from nil_jax.rollout import ImitationEnv
 
@@ -73,3 +74,14 @@ def test_exported_files_run_without_the_library(trained, tmp_path):
     np.testing.assert_allclose(found, data.qpos, atol=1e-4)
     with pytest.raises(ValueError, match="expected a folder that is not there yet"):
         export_policy(env, policy, tmp_path / "policy")
+
+
+def test_an_exported_model_finds_its_textures(tmp_path):
+    (tmp_path / "assets").mkdir()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "assets" / "skin.png")
+    texture = '<texture name="skin" type="2d" file="skin.png"/><material name="skin" texture="skin"/>'
+    ball = '<worldbody><body><freejoint/><geom size=".1" material="skin"/></body></worldbody>'
+    head = '<compiler texturedir="assets"/>'
+    (tmp_path / "ball.xml").write_text(f"<mujoco>{head}<asset>{texture}</asset>{ball}</mujoco>")
+    spec = mujoco.MjSpec.from_file(str(tmp_path / "ball.xml"))
+    assert mujoco.MjModel.from_xml_string(_xml(spec)).ntex == 1

@@ -27,6 +27,35 @@ def test_the_second_half_of_a_gaits_cycle_mirrors_the_first(body):
         np.testing.assert_allclose(there, body.mirrored(here), atol=ROUNDING)
 
 
+TURNED = """
+<mujoco>
+  <worldbody>
+    <body name="trunk" pos="0 0 0.5">
+      <freejoint/>
+      <geom type="box" size=".1 .1 .1" mass="1"/>
+      <body name="thigh" euler="0 0 90">
+        <joint name="hip" axis="1 0 0" range="-90 90"/>
+        <geom type="capsule" fromto="0 0 0 0 0 -.2" size=".03" mass=".5"/>
+        <body name="shank" pos="0 0 -.2">
+          <joint name="turn" axis="0 1 0" range="-90 90"/>
+          <geom type="capsule" fromto="0 0 0 0 0 -.2" size=".03" mass=".5"/>
+        </body>
+      </body>
+    </body>
+  </worldbody>
+  <actuator><motor name="a" joint="hip"/><motor name="b" joint="turn"/></actuator>
+</mujoco>
+"""
+
+
+def test_the_joints_that_swing_are_those_across_the_picture(tmp_path):
+    """A body that is turned has its axes elsewhere: here `hip` is the one across, whose axis is its body's x."""
+    (tmp_path / "turned.xml").write_text(TURNED)
+    body = Body(envs.make(tmp_path / "turned.xml"))
+    size = random_motions(body, 200, np.random.default_rng(0)).amplitude[:, 0, JOINTS:].std(axis=0)
+    assert body.env.joint_names == ("hip", "turn") and size[0] > 3 * size[1]
+
+
 def test_motions_move_and_differ_and_joints_stay_within_limits(body):
     coords = random_motions(body, 60, np.random.default_rng(1)).at(TIMES)
     spread = coords[..., JOINTS:].std(1).mean(1)

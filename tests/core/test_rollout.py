@@ -262,6 +262,13 @@ def test_evaluations_from_rest_begin_where_they_say(tiny_env, moving_reference):
         np.testing.assert_allclose(state.data.qvel[0], velocity, atol=tiny_env.config.reset_noise + 1e-5)
 
 
+def test_what_an_environment_has_is_not_given_again(tiny_env, tiny_reference):
+    env, policy = ImitationEnv(tiny_env, tiny_reference), sine_policy_of(tiny_env.action_size)
+    for given in ({"reference": tiny_reference}, {"reward": RewardConfig()}, {"config": ImitationConfig()}):
+        with pytest.raises(ValueError, match=f"{next(iter(given))}: expected none beside an ImitationEnv"):
+            nil_jax.evaluate(env, policy, **given)
+
+
 def test_torques_have_no_pose_to_lie_around(tiny_env, moving_reference):
     robot = nil_jax.envs.make(tiny_env.spec.handle, tiny_env.config, actuation="torque")
     assert ImitationEnv(robot, moving_reference).config.targets == "stand"
@@ -291,7 +298,7 @@ def test_an_environment_that_says_nothing_of_falls_has_them_where_it_ends():
     np.testing.assert_allclose(found.metrics["length"], [0.3, 0.3], rtol=1e-6)
 
 
-def test_imitation_settings_out_of_range_are_refused(tiny_env, tiny_reference):
+def test_imitation_settings_out_of_range_are_refused(tiny_env, tiny_reference, moving_reference):
     for settings in ({"starts": "first"}, {"targets": "clip"}):
         with pytest.raises(ValueError, match="expected a reference with a motion, got one without"):
             ImitationEnv(tiny_env, tiny_reference, config=ImitationConfig(**settings))
@@ -299,6 +306,9 @@ def test_imitation_settings_out_of_range_are_refused(tiny_env, tiny_reference):
         ImitationConfig(lost_iou=1.5)
     with pytest.raises(ValueError, match="lost_pose: expected a number >= 0, got -1"):
         ImitationConfig(lost_pose=-1.0)
+    fast = nil_jax.envs.make(tiny_env.spec.handle, tiny_env.config, reset_velocity=1.0)
+    with pytest.raises(ValueError, match=r"reset_velocity: expected 0 with a reference that has a motion.*got 1.0"):
+        ImitationEnv(fast, moving_reference)
     without = ImitationEnv(tiny_env, tiny_reference)
     assert (without.config.starts, without.config.targets) == ("rest", "stand")
     assert without.reward.pose_weight == without.reward.travel_weight == 0

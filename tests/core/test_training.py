@@ -18,8 +18,9 @@ import nil_jax
 from nil_jax import training
 from nil_jax.checkpoint import Checkpoints
 from nil_jax.config import save_config
+from nil_jax.learning.replay import make_replay
 from nil_jax.program import make_program
-from nil_jax.report import PANEL, REFERENCE_COLOR, comparison_frames
+from nil_jax.report import REFERENCE_COLOR, comparison_frames
 from nil_jax.rewards import Encoder
 from nil_jax.run import Run, SavedRun, Stop
 
@@ -304,6 +305,33 @@ def test_a_run_knows_its_encoder(tiny_env, tiny_reference, tmp_path):
     with pytest.warns(UserWarning, match="the encoder that the run was trained with is not at hand"):
         env, _ = SavedRun.load(tmp_path / "run").program()
     assert env.encoder is None and env.reward.video_weight == 0
+    # Neither is one that cannot be found an obstacle, or read where there is no video term.
+    save_config(config.with_fields(encoder="gone"), tmp_path / "run" / "config.json")
+    with pytest.warns(UserWarning, match="is not at hand"):
+        assert SavedRun.load(tmp_path / "run").load_encoder() is None
+    save_config(config.with_fields(encoder="gone", video_weight=0.0), tmp_path / "run" / "config.json")
+    assert SavedRun.load(tmp_path / "run").load_encoder() is None
+
+
+def test_a_folder_of_an_encoder_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "student"):
+        (tmp_path / name).mkdir()
+    named = {name: training._settings(None, {"encoder": name}, None).train.encoder for name in ("mine", "student")}
+    assert named == {"mine": str(tmp_path / "mine"), "student": "student"}
+
+
+def test_a_clip_needs_a_robot(clip, tiny_env, tiny_reference):
+    for env in (Seek(), nil_jax.ImitationEnv(tiny_env, tiny_reference)):
+        with pytest.raises(ValueError, match=f"env: expected a robot, .* beside a clip, got {type(env).__name__}"):
+            nil_jax.train(env, clip)
+
+
+def test_a_replay_holds_all_steps_that_come_before_learning():
+    settings = {"num_timesteps": 5_100, "num_envs": 128, "learning_starts": 5_000}
+    config = training._settings(None, settings, None)
+    assert config.learner.replay_size == 5_120  # whole steps of all environments
+    make_replay(config.learner, config.train.num_envs)
 
 
 def test_a_run_too_short_to_learn_is_refused_before_anything_is_written(tiny_env, tiny_reference, tmp_path):
@@ -345,11 +373,12 @@ def test_a_loss_that_is_nan_from_the_start_of_a_call_is_seen():
 
 def test_a_comparison_shows_the_frames_that_belong_together(tiny_reference):
     pictures = tiny_reference.frames
+    side = pictures.shape[1]
     for first in (0, 5):
         shown = comparison_frames(tiny_reference, np.roll(pictures, -first, axis=0), first)
-        overlay = shown[:, :, 2 * PANEL :]  # of a robot that moves as the clip: all grey
+        overlay = shown[:, :, 2 * side :]  # of a robot that moves as the clip: all grey
         assert not (overlay == REFERENCE_COLOR).all(axis=-1).sum() > 0.02 * (overlay == 150).all(axis=-1).sum()
-    late = comparison_frames(tiny_reference, pictures, 5)[:, :, 2 * PANEL :]
+    late = comparison_frames(tiny_reference, pictures, 5)[:, :, 2 * side :]
     assert (late == REFERENCE_COLOR).all(axis=-1).sum() > 0.1 * (late == 150).all(axis=-1).sum()
 
 

@@ -57,6 +57,13 @@ def test_reset_puts_the_feet_on_the_floor(tiny_env, stepped):
     assert abs(float(lowest)) < KINEMATICS_TOLERANCE
 
 
+def test_reset_takes_a_pose_without_a_velocity(tiny_env):
+    pose = jnp.asarray(tiny_env.default_qpos).at[7].set(0.5)
+    data = jax.jit(tiny_env.reset)(jax.random.key(0), pose).data
+    np.testing.assert_allclose(data.qpos[7:], pose[7:], atol=tiny_env.config.reset_noise)
+    np.testing.assert_allclose(data.qvel, 0, atol=tiny_env.config.reset_noise)
+
+
 def test_observation_has_the_stated_parts(tiny_env, stepped):
     state = stepped[1](jax.random.key(2))
     qpos, qvel = np.asarray(state.data.qpos), np.asarray(state.data.qvel)

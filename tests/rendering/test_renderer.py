@@ -155,6 +155,12 @@ def test_colours_depth_and_background(model, poses):
     assert frames.segmentation[0, 0, 0] == -1
 
 
+def test_a_white_robot_stands_out_from_the_white_background(model, poses):
+    scene = dataclasses.replace(make_scene(model), rgb=np.ones((model.ngeom, 3), np.float32))
+    frames = render(scene, *poses[:2], side_camera(3.0, 0.0), poses[2], **SHAPE)
+    np.testing.assert_array_equal((frames.rgb == 255).all(axis=-1), frames.segmentation < 0)
+
+
 def test_geom_around_the_camera_or_behind_it_is_not_drawn(model, poses):
     scene = make_scene(model, [BALL])
     inside = render_masks(scene, *poses[:2], side_camera(0.1, 0.0), poses[2], **SHAPE)
