@@ -34,7 +34,6 @@ class Prepared:
     joint_names: tuple[str, ...]  # order of qpos[7:]
     actuated: np.ndarray  # [nu] indices into joint_names
     torque_limit: np.ndarray  # [nu] N m (N for slides)
-    stiffness: np.ndarray  # [nu] N m / rad of the position servo
     keyframes: dict[str, np.ndarray]  # [nq]
 
 
@@ -109,7 +108,6 @@ def prepare(
         joint_names=joint_names,
         actuated=np.array([joint_names.index(joint.joint) for joint in joints]),
         torque_limit=np.array([joint.torque_limit for joint in joints]),
-        stiffness=np.array([joint.stiffness for joint in joints]),
         keyframes=keyframes,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import types
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +19,34 @@ MAX_INTEGER = 2**53
 def one_line(error: BaseException) -> str:
     """What an error says, cut to a line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def checkpoint_folder(name: str, what: str) -> Path:
+    """A folder, or that of a Hugging Face id, of which JSON files and safetensors are downloaded: no pickle.
+
+    Args:
+        name: The folder, or an id such as owner/name, with @revision behind it if wanted.
+        what: First word of a refusal.
+
+    Raises:
+        ValueError: Neither, or no download.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    wanted = f"{what}: expected a folder or a Hugging Face id such as owner/name, got {name!r}"
+    identifier, _, revision = name.partition("@")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", identifier):
+        raise ValueError(f"{wanted}, which is no folder")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError(f"{wanted}, which needs a download; type: pip install huggingface_hub") from error
+    try:
+        found = snapshot_download(identifier, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{wanted}, which is no folder and was not found: {one_line(error)}") from None
+    return Path(found)
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

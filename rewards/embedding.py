@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
-from nil_jax.files import read_json, read_tensors
+from nil_jax.files import checkpoint_folder, read_json, read_tensors
 from nil_jax.rewards import i3d, i3d_weights, student
 from nil_jax.rewards.student import CONFIG
 from nil_jax.rewards.timesformer import Timesformer, TimesformerConfig, params_from_tensors, preprocess, tensor_shapes
@@ -155,7 +155,7 @@ def _load_student(folder: Path, pooling: str | None, dtype: str, num_frames: int
 
 
 def _load_timesformer(folder_or_id: str, pooling: str, dtype: str, num_frames: int | None) -> Encoder:
-    folder = _find_folder(folder_or_id)
+    folder = checkpoint_folder(folder_or_id, "encoder")
     config = _read_config(folder)
     if num_frames not in (None, config.num_frames):
         raise ValueError(f"num_frames: expected {config.num_frames}, as {folder} says, got {num_frames}")
@@ -280,25 +280,6 @@ def embed_clips(
         full = chunk[np.minimum(np.arange(batch_size), len(chunk) - 1)]
         embeddings[start : start + len(chunk)] = embed(encoder.params, jnp.asarray(video[full]))[: len(chunk)]
     return embeddings
-
-
-def _find_folder(folder_or_id: str) -> Path:
-    folder = Path(folder_or_id).expanduser()
-    if folder.is_dir():
-        return folder
-    name, _, revision = folder_or_id.partition("@")
-    wanted = f"encoder: expected a checkpoint folder or a Hugging Face id such as owner/name, got {folder_or_id!r}"
-    if name.count("/") != 1 or not all(name.split("/")) or name.startswith((".", "~")):
-        raise ValueError(f"{wanted}, which is no folder")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ValueError(f"{wanted}, which needs a download; type: pip install huggingface_hub") from error
-    try:
-        path = snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{wanted}, which is no folder and was not found: {str(error).splitlines()[0]}") from error
-    return Path(path)
 
 
 def _read_config(folder: Path) -> TimesformerConfig:

@@ -22,10 +22,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from nil_jax import envs
+from nil_jax.files import one_line
 from nil_jax.reference.prepare import Reference, ReferenceConfig, prepare_reference
 from nil_jax.reference.start_frame import start_frame
 from nil_jax.reference.video import Video, read_video, sidecar, write_video
-from nil_jax.reference.video_models import VideoModel, best_device, find_model, load_pipeline, one_line
+from nil_jax.reference.video_models import VideoModel, best_device, find_model, load_pipeline
 from nil_jax.rewards import Encoder
 
 PROMPT = "The {body} agent is walking, camera follows the agent."  # body: "humanoid", "quadruped"

@@ -7,7 +7,6 @@ robot stands is known only roughly before camera and pose are fitted.
 Axes: T frames, H rows, W columns, K points. Points are (x, y) in pixels of the frame.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from scipy import ndimage
 
+from nil_jax.files import checkpoint_folder, one_line
 from nil_jax.reference.segment import bounding_box, clean, segment_uniform
 from nil_jax.reference.start_frame import start_frame
-from nil_jax.reference.video_models import best_device, folder_identity, one_line, quiet
+from nil_jax.reference.video_models import best_device, folder_identity, quiet
 
 KIND = "sam2_video"  # model_type of a checkpoint that follows things through a video
 EXTRA = 'type: pip install "nil-jax[segment]"'
@@ -107,7 +107,7 @@ def load_sam2(folder_or_id: str | Path) -> Sam2:
         ValueError: Packages are missing; no such folder or id; another kind of model; damaged or without safetensors.
     """
     transformers = _transformers()
-    folder = _find_folder(str(folder_or_id))
+    folder = checkpoint_folder(str(folder_or_id), "segmenter_model")
     wanted = f"segmenter_model: expected a complete {KIND} model with safetensors in {folder}"
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
@@ -135,24 +135,6 @@ def _transformers() -> ModuleType:
             f"segmenter: expected a transformers with Sam2VideoModel, got {transformers.__version__}; {EXTRA} --upgrade"
         )
     return transformers
-
-
-def _find_folder(name: str) -> Path:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    wanted = f"segmenter_model: expected a folder or a Hugging Face id such as owner/name, got {name!r}"
-    identifier, _, revision = name.partition("@")
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", identifier):
-        raise ValueError(f"{wanted}, which is no folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        # The repositories also hold the same weights as a pickle.
-        found = snapshot_download(identifier, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{wanted}, which is no folder and was not found: {one_line(error)}") from None
-    return Path(found)
 
 
 def segment_sam2(

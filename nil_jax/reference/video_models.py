@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from nil_jax.files import one_line
 from nil_jax.reference.families import FAMILIES, Family
 
 INDEX = "model_index.json"
@@ -245,8 +246,3 @@ def quiet(*libraries: str) -> Iterator[None]:
         for log, was_shown in zip(logs, shown, strict=True):
             if was_shown:
                 log.enable_progress_bar()
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error, in one line that is not too long."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
