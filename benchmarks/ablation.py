@@ -2,8 +2,8 @@
 
     python benchmarks/ablation.py REFERENCE -o FOLDER [--only VARIANT ...] [--quick | --full] [--json FILE]
 
-REFERENCE is a folder that `nil-jax prepare` made. One seed each of the preset "cpu": with `--full` 250,000 steps
-(a quarter of an hour on one CPU core), with `--quick` 4,000, which only show that it runs. Each variant has a run
+REFERENCE is a folder that `nil-jax prepare` made. One seed each of the preset "cpu": with `--full` 400,000 steps
+(twenty minutes on one CPU core), with `--quick` 4,000, which only show that it runs. Each variant has a run
 folder in FOLDER; one that is finished is not trained again, so several calls, each with `--only`, may share the work.
 """
 
@@ -16,7 +16,7 @@ import nil_jax
 from nil_jax.reference import Reference
 from nil_jax.rewards import REGULARIZER_TERMS
 
-STEPS = {"quick": 4_000, "full": 250_000}
+STEPS = {"quick": 4_000, "full": 400_000}
 MEASURES = {
     "locomotion": "of 400",
     "fall": "of the episodes",

@@ -15,6 +15,7 @@ from nil_jax import cli
 from nil_jax.reference import read_video, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
+SMALL = [word for name in ("mask-size", "frame-size") for word in (f"--{name}", str(SETTINGS[name]))]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -46,7 +47,7 @@ def test_commands_are_found():
 def prepared(tiny_path, clip, tmp_path_factory):
     """What pages take for granted: a reference, and a run on it."""
     folder = tmp_path_factory.mktemp("docs")
-    cli.main(["prepare", str(tiny_path), str(clip), "-o", str(folder / "walk.ref")])
+    cli.main(["prepare", str(tiny_path), str(clip), "-o", str(folder / "walk.ref"), *SMALL])
     cli.main(["train", str(tiny_path), str(folder / "walk.ref"), "-o", str(folder / "runs/h1"), *TRAIN_FLAGS])
     return folder
 
@@ -61,6 +62,7 @@ def test_commands_do_what_they_say(page, prepared, tiny_path, clip, tmp_path, mo
     robots = ("unitree_h1", "unitree_a1", "talos", "path/to/robot.xml", "my_robot.xml")
     names = dict.fromkeys(robots, str(tiny_path))
     shorter = {
+        "prepare": SMALL,
         "train": TRAIN_FLAGS,
         "eval": ["--num-envs", "1"],
         "distill": ["--num-steps", "2", "--num-motions", "2", "--teacher", "none"],
