@@ -64,8 +64,10 @@ def main() -> None:
     command.add_argument("reference", type=Path)
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     command.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    command.add_argument("--num-timesteps", type=int, metavar="STEPS", help="in place of those of the size")
     options = command.parse_args()
-    reference, steps = Reference.load(options.reference), STEPS["full" if options.full else "quick"]
+    reference = Reference.load(options.reference)
+    steps = options.num_timesteps or STEPS["full" if options.full else "quick"]
     rows = []
     for name in options.only:
         folder = options.output / name.replace(" ", "_").replace(",", "")
