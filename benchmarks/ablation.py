@@ -67,7 +67,7 @@ def main() -> None:
     command.add_argument("--num-timesteps", type=int, metavar="STEPS", help="in place of those of the size")
     options = command.parse_args()
     reference = Reference.load(options.reference)
-    steps = options.num_timesteps or STEPS["full" if options.full else "quick"]
+    steps = STEPS["full" if options.full else "quick"] if options.num_timesteps is None else options.num_timesteps
     rows = []
     for name in options.only:
         folder = options.output / name.replace(" ", "_").replace(",", "")
