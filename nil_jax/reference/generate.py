@@ -108,8 +108,8 @@ def generate_reference(
 def first_look(env: envs.RobotEnv, video: Video, **settings: Any) -> Mapping[str, float]:
     """How well a clip shows the robot: score and parts of its verdict (see `reference.verdict`), each in [0, 1].
 
-    Whether the robot walks is not asked: one that stands still may win. `settings` are fields of `ReferenceConfig`, but
-    of the sizes.
+    Whether the robot walks is not asked: one that stands still may win. `settings` are fields of `ReferenceConfig`; the
+    sizes are small ones.
     """
     small = {"mask_size": RANKING_SIDE, "frame_size": RANKING_SIDE}
     verdict = prepare_reference(env, video, **settings | small).provenance["verdict"]

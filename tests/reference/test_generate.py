@@ -1,5 +1,6 @@
 """Clips from real pipelines of diffusers with tiny random weights, and what bad models and settings get."""
 
+import dataclasses
 import inspect
 import json
 
@@ -287,3 +288,19 @@ def test_the_command_writes_the_clip_and_says_what_to_type_next(wan, tiny_path, 
     assert f"nil-jax prepare {tiny_path} {output}" in capsys.readouterr().err
     assert run("generate", tiny_path, "--model", wan, "-o", output, *flags) == 2
     assert "not taken" in capsys.readouterr().err
+
+
+def test_clips_are_ranked_with_the_settings_that_they_are_prepared_with(tiny_env, tiny_reference, monkeypatch):
+    prepared, clip = [], Video(np.zeros((2, 16, 16, 3), np.uint8), 25.0)
+    verdict = {"verdict": {"score": 0.5, "parts": {}}}
+
+    def prepare(env, video, **settings):
+        prepared.append(settings)
+        return dataclasses.replace(tiny_reference, provenance=tiny_reference.provenance | verdict)
+
+    monkeypatch.setattr(generate, "prepare_reference", prepare)
+    monkeypatch.setattr(generate, "generate_clip", lambda env, *_, rank, **settings: rank(env, clip) and clip)
+    generate.generate_reference(tiny_env, model="any", speed=2.0, segmenter="sam2")
+    ranking, preparing = prepared
+    assert all(settings["speed"] == 2.0 and settings["segmenter"] == "sam2" for settings in prepared)
+    assert ranking["mask_size"] == generate.RANKING_SIDE and "mask_size" not in preparing
