@@ -7,6 +7,8 @@ Runs of the same robot and clip are seeds of one row: mean, and with several the
 `nil_jax.evaluation.run_episodes`; in addition
 
 - `locomotion from rest`: the same reward when the robot begins at rest;
+- `mask_iou of another skill`: how well a recording of this robot's other gait, drawn at its own speed, fits the clip's
+  masks, with --mocap, where there is one;
 - `locomotion of the recording`: that of a real walk of this robot, with --mocap, where there is one;
 - `mocap_error` (m): how far windows of 0.32 s of the first episode are from the nearest ones of a real walk of this
   robot, root mean square over keypoints; only with --mocap and a robot that has one;
@@ -20,16 +22,19 @@ from pathlib import Path
 
 import common
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from motions import RECORDINGS, ROBOTS, read_gait, recorded_velocity
+from motions import RECORDINGS, ROBOTS, Gait, read_gait, recorded_velocity
 from rich.console import Console
 from rich.table import Table
 
+import nil_jax
 from nil_jax import evaluation
 from nil_jax.envs import Body
 from nil_jax.envs.robot import locomotion_reward
 from nil_jax.pretrained import load_policies
+from nil_jax.rewards import mask_iou
 
 EPISODES = {"quick": 8, "full": 64}
 WINDOW, PHASES, RATE, LAPS = 8, 64, 25.0, 8  # ticks; windows of a cycle; Hz; repetitions of the poses
@@ -42,6 +47,7 @@ UNITS = {
     "speed": "m/s",
     "mask_iou": "",
     "mask_iou_shuffled": "",
+    "mask_iou of another skill": "",
     "pose_error": "m",
     "mocap_error": "m",
     "mocap_error of the poses": "m",
@@ -60,7 +66,12 @@ def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[st
     rest = evaluation.evaluate(env, policy, others=policies, num_envs=count, at_rest=True)
     for name, row in found.items():
         row["locomotion from rest"] = rest[name]["locomotion"]
-    gait = next((name for name, known in ROBOTS.items() if known == robot and name.endswith("walk")), None)
+    gaits = [name for name, known in ROBOTS.items() if known == robot]
+    gait = next((name for name in gaits if name.endswith("walk")), None)
+    for name in gaits if mocap else ():
+        if name != gait:
+            other = read_gait(RECORDINGS[name], mocap, env.env)
+            found["policy"]["mask_iou of another skill"] = fit_to_clip(env, other)
     if mocap and gait:
         real, velocity = read_gait(RECORDINGS[gait], mocap, env.env), recorded_velocity(RECORDINGS[gait], mocap)
         paid = jax.vmap(partial(locomotion_reward, env.env.spec))(velocity)
@@ -76,7 +87,18 @@ def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[st
     return f"{robot}, {env.reference.provenance.get('source', 'clip')}", found
 
 
-def nearest(gait, qpos: np.ndarray) -> float:
+def fit_to_clip(env: nil_jax.ImitationEnv, gait: Gait) -> float:
+    """Mean IoU of the clip's masks with those of a gait, which begins with the clip."""
+    reference = env.reference
+    times = np.arange(LAPS * len(reference.masks)) / reference.fps
+    qpos = gait.body.qpos(gait.at(times))
+    geom_xpos, geom_xmat = (jnp.asarray(leaf) for leaf in gait.body.kinematics(qpos)[:2])
+    height, width = reference.masks.shape[1:]
+    masks = env.renderer.masks(geom_xpos, geom_xmat, jnp.zeros((len(qpos), 3)), height=height, width=width)
+    return float(mask_iou(masks, jnp.tile(jnp.asarray(reference.masks), (LAPS, 1, 1))).mean())
+
+
+def nearest(gait: Gait, qpos: np.ndarray) -> float:
     """Mean distance (m) of windows of a path from the nearest ones of a gait."""
     body: Body = gait.body
     starts = np.arange(0, max(1, len(qpos) - WINDOW), WINDOW // 2)

@@ -135,6 +135,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "critic": "distributional",
         "num_quantiles": 100,
         "pessimism": 0.0,
+        "policy_delay": 1,
         "actor_average": 1.0,
         "batch_size": 128,
         "grad_updates_per_step": 10,

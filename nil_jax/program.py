@@ -18,6 +18,7 @@ from nil_jax.capacity import check_compiled, compiled_bytes
 from nil_jax.config import Config
 from nil_jax.envs import AutoResetWrapper, State
 from nil_jax.learning import (
+    ACTOR_METRICS,
     ActorCritic,
     LearnerState,
     Replay,
@@ -153,7 +154,10 @@ def _training_step(
 
     def learn(learner: LearnerState, keys: tuple[Array, Array]) -> tuple[LearnerState, dict[str, Array]]:
         learner, metrics = jax.lax.scan(update, learner, keys)
-        return learner, jax.tree.map(jnp.mean, metrics)
+        # The actor's are NaN in updates that leave it alone; one NaN of the critics' has to stay.
+        return learner, {
+            name: jnp.nanmean(values) if name in ACTOR_METRICS else jnp.mean(values) for name, values in metrics.items()
+        }
 
     def wait(learner: LearnerState, keys: tuple[Array, Array]) -> tuple[LearnerState, dict[str, Array]]:
         shapes = jax.eval_shape(learn, learner, keys)[1]

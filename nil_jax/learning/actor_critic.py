@@ -1,6 +1,7 @@
 """Soft actor-critic for many environments at once: LayerNorm critics, running normalisation, automatic temperature.
 
-The algorithm is Haarnoja et al. 2018 (arXiv 1812.05905) with twin residual critics, scalar or distributional.
+The algorithm is Haarnoja et al. 2018 (arXiv 1812.05905) with twin residual critics, scalar or distributional, and an
+actor that learns less often than they do (delayed policy updates, Fujimoto et al. 2018, arXiv 1802.09477).
 Axes: N environments, B batch, O observation, A action, Z values per critic.
 """
 
@@ -26,6 +27,7 @@ _MIN_OBSERVATION_STD = 1e-3
 _MAX_NORMALIZED = 10.0
 # Of the normal before tanh: small enough for a precise gait, large enough for a finite log density.
 _MIN_ACTION_STD = 1e-3
+ACTOR_METRICS = ("actor_loss", "alpha_loss", "entropy", "actor_grad_norm")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class LearnerConfig:
     num_quantiles: int = 25  # per critic, distributional only
     actor_average: float = 3e-4  # share of the actor that its slow average takes over per update; 1: no average
     pessimism: float = 1.0  # 1: minimum of the twins, 0: their mean
+    policy_delay: int = 2  # updates of the critics per update of the actor; at most grad_updates_per_step
     target_entropy_scale: float = 1.0  # target_entropy = -scale * A
     init_temperature: float = 0.02
     replay_size: int = 1_000_000  # transitions
@@ -66,7 +69,7 @@ class LearnerConfig:
         for name in ("alpha_lr", "weight_decay", "target_entropy_scale"):
             value = getattr(self, name)
             _expect(name, 0.0 <= value < math.inf, "a number >= 0", value)
-        for name in ("batch_size", "grad_updates_per_step", "n_step", "num_quantiles", "replay_size"):
+        for name in ("batch_size", "grad_updates_per_step", "n_step", "num_quantiles", "policy_delay", "replay_size"):
             value = getattr(self, name)
             _expect(name, value >= 1, "an integer >= 1", value)
         _expect("learning_starts", self.learning_starts >= 0, "an integer >= 0", self.learning_starts)
@@ -107,7 +110,8 @@ class ActorCritic(NamedTuple):
       act: `(state, observation [.., O], key, deterministic) -> (action [.., A] in [-1, 1], extras)`, extras holding
         `"log_prob"` [..] of that action and `"mean"` [.., A]; `deterministic` is a Python bool and ignores the key.
       observe: `(state, observations [.., O]) -> state`, takes raw observations into the running statistics.
-      update: `(state, batch [B, ...], key) -> (state, metrics)`, one gradient step of critics, actor and temperature.
+      update: `(state, batch [B, ...], key) -> (state, metrics)`, one gradient step of the critics and, every
+        `policy_delay` updates, of actor and temperature, whose metrics (`ACTOR_METRICS`) are else NaN.
     """
 
     init: Callable[[PRNGKeyArray], LearnerState]
@@ -282,33 +286,46 @@ def _update(
 
     (critic_loss, value), critic_grad = _critic_gradient(parts, state, observation, batch, next_observation, key_critic)
     critic_params, critic_opt = _descend(parts, state, "critic", state.params["critic"], critic_grad)
-    (actor_loss, log_prob), actor_grad = _actor_gradient(parts, state, critic_params, observation, key_actor)
-    actor_params, actor_opt = _descend(parts, state, "actor", state.params["actor"], actor_grad)
-    alpha_loss, alpha_grad = _mean(
-        parts, jax.value_and_grad(losses.alpha_loss)(state.log_alpha, log_prob, parts.target_entropy)
-    )
-    log_alpha, alpha_opt = _descend(parts, state, "alpha", state.log_alpha, alpha_grad)
+    improve = partial(_improve_actor, parts, state, critic_params, observation, key_actor)
+    delay = min(parts.config.policy_delay, parts.config.grad_updates_per_step)  # each step of the robots improves it
+    due = delay == 1 or state.steps % delay == 0
+    (actor_params, log_alpha, acting), actor_metrics = jax.lax.cond(due, improve, partial(_keep_actor, state))
 
-    metrics = {
+    metrics = actor_metrics | {
         "critic_loss": critic_loss,
-        "actor_loss": actor_loss,
-        "alpha_loss": alpha_loss,
         "alpha": jnp.exp(state.log_alpha),
-        "entropy": -_mean(parts, jnp.mean(log_prob)),
         "value": value,
         "critic_grad_norm": optax.tree.norm(critic_grad),
-        "actor_grad_norm": optax.tree.norm(actor_grad),
     }
     state = LearnerState(
         params={"actor": actor_params, "critic": critic_params},
         target_params=optax.incremental_update(critic_params, state.target_params, parts.config.tau),
         average_actor=optax.incremental_update(actor_params, state.average_actor, _average_rate(parts.config, state)),
-        optimizer_state={"actor": actor_opt, "critic": critic_opt, "alpha": alpha_opt},
+        optimizer_state=acting | {"critic": critic_opt},
         log_alpha=log_alpha,
         normalizer=state.normalizer,
         steps=state.steps + 1,
     )
     return state, metrics
+
+
+def _improve_actor(parts, state, critic_params, observation, key):
+    """((actor, log temperature, their optimizer states), metrics) after a step against the newest critics."""
+    (loss, log_prob), gradient = _actor_gradient(parts, state, critic_params, observation, key)
+    actor_params, actor_opt = _descend(parts, state, "actor", state.params["actor"], gradient)
+    alpha_loss, alpha_gradient = _mean(
+        parts, jax.value_and_grad(losses.alpha_loss)(state.log_alpha, log_prob, parts.target_entropy)
+    )
+    log_alpha, alpha_opt = _descend(parts, state, "alpha", state.log_alpha, alpha_gradient)
+    entropy = -_mean(parts, jnp.mean(log_prob))
+    found = dict(zip(ACTOR_METRICS, (loss, alpha_loss, entropy, optax.tree.norm(gradient)), strict=True))
+    return (actor_params, log_alpha, {"actor": actor_opt, "alpha": alpha_opt}), found
+
+
+def _keep_actor(state):
+    """What `_improve_actor` returns, unchanged, of an update that leaves the actor alone."""
+    acting = {name: state.optimizer_state[name] for name in ("actor", "alpha")}
+    return (state.params["actor"], state.log_alpha, acting), dict.fromkeys(ACTOR_METRICS, jnp.full((), jnp.nan))
 
 
 def _critic_gradient(parts, state, observation, batch, next_observation, key):

@@ -62,12 +62,22 @@ class Critic(nn.Module):
         return nn.Dense(self.num_values, dtype=jnp.float32)(x)
 
 
-# Two critics as one network whose parameters carry a leading axis [2]: one batched product instead of two small ones.
-TwinCritic = nn.vmap(
-    Critic,
-    variable_axes={"params": 0},
-    split_rngs={"params": True},
-    in_axes=None,  # pyright: ignore[reportArgumentType]  (flax takes None for "shared"; its annotation says int)
-    out_axes=0,
-    axis_size=2,
-)
+_Twins = nn.vmap(Critic, variable_axes={"params": 0}, split_rngs={"params": True}, axis_size=2)
+
+
+class TwinCritic(nn.Module):
+    """Two critics as one network whose parameters carry a leading axis [2]: one batched product, not two small ones."""
+
+    hidden: tuple[int, ...]
+    num_values: int
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        """Parameters lie where those of one critic would."""
+        self.twins = _Twins(self.hidden, self.num_values, self.dtype)
+        nn.share_scope(self, self.twins)
+
+    def __call__(self, observation: Float[Array, "*B O"], action: Float[Array, "*B A"]) -> Float[Array, "2 *B Z"]:
+        """Both critics' values of a normalised observation and an action."""
+        # Each twin gets inputs of its own. From shared ones XLA makes one wide first layer, and then copies.
+        return self.twins(*(jnp.broadcast_to(x, (2, *x.shape)) for x in (observation, action)))

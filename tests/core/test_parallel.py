@@ -26,8 +26,10 @@ SCRIPT = Path(__file__).parents[1] / "parallel_run.py"
 SECONDS = 300
 
 UPDATES = """
-import functools, jax, jax.numpy as jnp
+import functools, sys, jax, jax.numpy as jnp, numpy as np
 from nil_jax import parallel
+if sys.argv[1:]:
+    parallel.join(coordinator_address=sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 from nil_jax.learning import LearnerConfig, make_actor_critic
 from nil_jax.types import Transition
 
@@ -51,10 +53,11 @@ for critic in ("twin", "distributional"):
     expected = jax.jit(functools.partial(ten, one))(state, batches)
     mapped = jax.shard_map(functools.partial(ten, many), mesh=parallel.make_mesh(8), check_vma=False,
                            in_specs=(whole, jax.P(None, parallel.AXIS)), out_specs=whole)
-    found = jax.jit(mapped)(state, batches)
+    # Of several processes each has a copy of its own, so it goes in as what all of them know.
+    found = parallel.first_copy(jax.jit(mapped)(*jax.tree.map(np.asarray, (state, batches))))
     worst = jax.tree.map(lambda a, b: float(jnp.abs(a.astype(float) - b.astype(float)).max()), expected, found)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, expected[0].params)
-    print(critic, max(jax.tree.leaves(worst[0].params)), max(jax.tree.leaves(worst)), max(jax.tree.leaves(moved)))
+    print("updates:", critic, *(max(jax.tree.leaves(tree)) for tree in (worst[0].params, worst, moved)))
 """
 
 
@@ -74,6 +77,39 @@ def run(out: Path, num_devices: int, **settings) -> subprocess.CompletedProcess:
     )
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture
+def start():
+    """A function that starts a process with so many devices; none outlives the test."""
+    started = []
+
+    def start(line: list[str], num_devices: int) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(line, env=environment(num_devices), **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()
+
+
+@pytest.fixture
+def start_two(start):
+    """A function that starts two processes of one run."""
+
+    def start_two(out: Path, **settings) -> list[subprocess.Popen]:
+        address = f"localhost:{free_port()}"
+        return [start(command(out, settings, address, 2, index), 2) for index in range(2)]
+
+    return start_two
+
+
 def assert_equal_learners(left: Path, right: Path) -> None:
     left, right = np.load(left), np.load(right)
     assert sorted(left) == sorted(right) and len(left.files) > 10
@@ -81,15 +117,19 @@ def assert_equal_learners(left: Path, right: Path) -> None:
         np.testing.assert_array_equal(left[name], right[name])
 
 
-def test_ten_updates_on_eight_devices_agree_with_one():
-    done = subprocess.run(
-        [sys.executable, "-c", UPDATES], env=environment(8), capture_output=True, text=True, timeout=SECONDS
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = {name: [float(value) for value in values] for name, *values in map(str.split, done.stdout.splitlines())}
-    assert sorted(rows) == ["distributional", "twin"]
-    for parameters, everything, moved in rows.values():
-        assert parameters < 1e-5 and everything < 1e-4 and moved > 1e-3
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ten_updates_on_eight_devices_agree_with_one(processes, start):
+    line, address = [sys.executable, "-c", UPDATES], f"localhost:{free_port()}"
+    lines = [line] if processes == 1 else [[*line, address, str(index)] for index in range(processes)]
+    started = [start(line, 8 // processes) for line in lines]
+    for process in started:
+        out, said = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, said[-2000:]
+        rows = [line.split()[1:] for line in out.splitlines() if line.startswith("updates:")]
+        rows = {name: [float(value) for value in values] for name, *values in rows}
+        assert sorted(rows) == ["distributional", "twin"]
+        for parameters, everything, moved in rows.values():
+            assert parameters < 1e-5 and everything < 1e-4 and moved > 1e-3
 
 
 def test_training_on_eight_devices_learns_and_resumes_bit_equal(tmp_path):
@@ -141,30 +181,6 @@ def test_joining_nobody_is_refused_in_one_line(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["train", "ant", "walk.mp4", "-o", "runs/ant", "--num-processes", "2"])
     assert "expected them with --distributed" in " ".join(capsys.readouterr().err.split())
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
-@pytest.fixture
-def start_two():
-    """A function that starts two processes of one run; none outlives the test."""
-    started = []
-
-    def start(out: Path, **settings) -> list[subprocess.Popen]:
-        address = f"localhost:{free_port()}"
-        for index in range(2):
-            line = command(out, settings, address, 2, index)
-            started.append(subprocess.Popen(line, env=environment(2), stderr=subprocess.PIPE, text=True))
-        return started[-2:]
-
-    yield start
-    for process in started:
-        with process:
-            process.kill()
 
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +7,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nil_jax.learning import LearnerConfig, make_actor_critic, make_policy, networks
+from nil_jax.learning import ACTOR_METRICS, LearnerConfig, make_actor_critic, make_policy, networks
 from nil_jax.types import Transition
 
 OBS, ACT, B = 5, 3, 16
-SMALL = LearnerConfig(actor_hidden=(16, 16), critic_hidden=(24, 24), batch_size=B)
+SMALL = LearnerConfig(actor_hidden=(16, 16), critic_hidden=(24, 24), batch_size=B, policy_delay=1)
 # Sums of float32 in another order than the oracle's.
 FLOAT32_SUM = 1e-5
 
@@ -112,6 +113,23 @@ def test_what_acts_without_exploring_is_the_mean_of_the_actors_and_later_a_slow_
     observation = jnp.ones(OBS)
     actions = [learner.act(s, observation, jax.random.key(0), deterministic=True)[0] for s in (after, noticed)]
     np.testing.assert_array_equal(*actions)
+
+
+def test_a_delayed_policy_learns_every_third_update_and_the_critics_in_each(learner, state):
+    delayed = jax.jit(make_actor_critic(OBS, ACT, replace(SMALL, policy_delay=3)).update)
+    for steps in (0, 1, 2, 3):
+        before = replace(state, steps=jnp.int32(steps))
+        plain, plain_metrics = learner.update(before, _batch(), jax.random.key(1))
+        after, metrics = delayed(before, _batch(), jax.random.key(1))
+        acting = [(s.params["actor"], s.optimizer_state["actor"], s.log_alpha) for s in (plain, before)]
+        expected = acting[0 if steps in (0, 3) else 1]
+        found = after.params["actor"], after.optimizer_state["actor"], after.log_alpha
+        close = partial(np.testing.assert_allclose, atol=FLOAT32_SUM)
+        jax.tree.map(close, found, expected)
+        jax.tree.map(close, after.params["critic"], plain.params["critic"])
+        for name, value in metrics.items():
+            silent = name in ACTOR_METRICS and steps in (1, 2)
+            np.testing.assert_allclose(value, np.nan if silent else plain_metrics[name], rtol=1e-4, err_msg=name)
 
 
 def test_update_compiles_once(learner, state, update_traces):
@@ -258,6 +276,7 @@ def test_networks_hold_under_strict_promotion(strict_promotion):
         ("pessimism", 2.0, r"pessimism: expected a number in \[0, 1\], got 2.0"),
         ("init_temperature", 0.0, "init_temperature: expected a positive number, got 0.0"),
         ("learning_starts", -1, "learning_starts: expected an integer >= 0, got -1"),
+        ("policy_delay", 0, "policy_delay: expected an integer >= 1, got 0"),
     ],
 )
 def test_config_out_of_range_is_refused_by_name(field, value, message):
