@@ -65,13 +65,15 @@ def main() -> None:
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     command.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     command.add_argument("--num-timesteps", type=int, metavar="STEPS", help="in place of those of the size")
+    delay = nil_jax.Config().learner.policy_delay
+    command.add_argument("--policy-delay", type=int, default=delay, help="of the learner (default: %(default)s)")
     options = command.parse_args()
     reference = Reference.load(options.reference)
     steps = STEPS["full" if options.full else "quick"] if options.num_timesteps is None else options.num_timesteps
     rows = []
     for name in options.only:
         folder = options.output / name.replace(" ", "_").replace(",", "")
-        found = outcome(reference, folder, steps, VARIANTS[name])
+        found = outcome(reference, folder, steps, VARIANTS[name] | {"policy_delay": options.policy_delay})
         peer = "standing still" if "standing still" in found else "zero action"
         for what, unit in MEASURES.items():
             numbers = found["policy"][what], unit, peer, found[peer][what]
