@@ -20,6 +20,15 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def optimised_fits():
+    """Most tests compile longer than they run, so `make test` has XLA leave code as it is; fits run for long."""
+    from nil_jax.reference import align
+
+    options = {"xla_backend_optimization_level": 1}
+    align._judge = jax.jit(align._judge.__wrapped__, static_argnames="env", compiler_options=options)
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder of data beside the checkout: skip without it, but on CI its absence is a failure."""

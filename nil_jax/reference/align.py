@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from nil_jax import envs
 from nil_jax.envs.body import mirror_joints
@@ -189,12 +189,13 @@ class Problem:
         swapped = angles[sagittal_partners(env.mj_model, self.joints)]
         self.means = np.stack([np.concatenate([np.zeros(JOINTS), a]).astype(np.float32) for a in (angles, swapped)])
         self.spread = np.array([*SPREAD_CAMERA, *[SPREAD_JOINTS] * len(self.joints)])
+        self._known = camera, jnp.asarray(self.start), jnp.asarray(self.joints)
         self._goal = np.asarray(_box(jnp.asarray(mask)[None])[0])
 
     def evaluate(self, theta: Float[np.ndarray, "N P"]) -> _Evaluation:
         """Always `CANDIDATES` rows, so that it is compiled once."""
-        theta = jnp.asarray(theta, jnp.float32)  # pyright: ignore
-        return jax.tree.map(np.asarray, _judge(self.env, *self._candidates(theta), jnp.asarray(self.mask)))
+        mask = jnp.asarray(self.mask)  # that of the frame that is being followed
+        return jax.tree.map(np.asarray, _judge(self.env, jnp.asarray(theta, jnp.float32), mask, *self._known))
 
     def score(self, theta: np.ndarray, levels: Float[np.ndarray, "N L"], sharpness: float) -> Float[np.ndarray, " N"]:
         """From the mean over all levels (sharpness 0) to the plain IoU (1), less what a far-fetched pose costs."""
@@ -224,30 +225,38 @@ class Problem:
     def alignment(self, theta: Float[np.ndarray, " P"]) -> Alignment:
         """One candidate in full."""
         rows = np.tile(theta, (CANDIDATES, 1)).astype(np.float32)
-        evaluation, (cameras, poses) = self.evaluate(rows), self._candidates(jnp.asarray(rows))
+        evaluation, known = self.evaluate(rows), (jnp.asarray(self.mask), *self._known)
+        cameras, poses = _candidates(jnp.asarray(rows), *known)
         qpos = np.array(poses[0])
         qpos[2] -= evaluation.ground[0]
         return Alignment(jax.tree.map(lambda x: x[0], cameras), qpos, float(evaluation.levels[0, 0]))
 
-    def _candidates(self, theta: Float[Array, "N P"]) -> tuple[Camera, Float[Array, "N nq"]]:
-        """The scale is that of the picture: a camera further away has a longer focal length."""
-        far = jnp.exp(theta[:, DISTANCE])
-        height, width = self.mask.shape
-        camera = Camera(
-            position=jnp.tile(self.camera.position, (len(theta), 1)).at[:, 1].mul(far),
-            rotation=jnp.tile(self.camera.rotation, (len(theta), 1, 1)),
-            focal=self.camera.focal * far * jnp.exp(theta[:, SCALE]),
-            center=self.camera.center[None] + theta[:, RIGHT : DOWN + 1] * jnp.array([[height / width, 1.0]]),
-        )
-        half = theta[:, PITCH] / 2
-        qpos = jnp.tile(jnp.asarray(self.start), (len(theta), 1))
-        qpos = qpos.at[:, 3].set(jnp.cos(half)).at[:, 5].set(jnp.sin(half))
-        return camera, qpos.at[:, 7 + self.joints].set(theta[:, JOINTS:])
+
+def _candidates(
+    theta: Float[Array, "N P"],
+    mask: Bool[Array, "H W"],
+    camera: Camera,
+    start: Float[Array, " nq"],
+    joints: Int[Array, " J"],
+) -> tuple[Camera, Float[Array, "N nq"]]:
+    """What parameters stand for. The scale is that of the picture: a camera further away has a longer focal length."""
+    far = jnp.exp(theta[:, DISTANCE])
+    height, width = mask.shape
+    cameras = Camera(
+        position=jnp.tile(camera.position, (len(theta), 1)).at[:, 1].mul(far),
+        rotation=jnp.tile(camera.rotation, (len(theta), 1, 1)),
+        focal=camera.focal * far * jnp.exp(theta[:, SCALE]),
+        center=camera.center[None] + theta[:, RIGHT : DOWN + 1] * jnp.array([[height / width, 1.0]]),
+    )
+    half = theta[:, PITCH] / 2
+    qpos = jnp.tile(start, (len(theta), 1)).at[:, 3].set(jnp.cos(half)).at[:, 5].set(jnp.sin(half))
+    return cameras, qpos.at[:, 7 + joints].set(theta[:, JOINTS:])
 
 
 @partial(jax.jit, static_argnames="env")
-def _judge(env: Any, cameras: Camera, qpos: Float[Array, "N nq"], mask: Bool[Array, "H W"]) -> _Evaluation:
+def _judge(env: Any, theta: Float[Array, "N P"], mask: Bool[Array, "H W"], *known: Any) -> _Evaluation:
     """Puts each pose on the floor, renders it, and compares; compiled once per robot and mask size."""
+    cameras, qpos = _candidates(theta, mask, *known)
     geom_xpos, geom_xmat = jax.vmap(partial(envs.forward_kinematics, env.mjx_model))(qpos)
     ground = jax.vmap(env.lowest_point)(geom_xpos, geom_xmat)
     geom_xpos = geom_xpos.at[..., 2].add(-ground[:, None])

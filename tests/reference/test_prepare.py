@@ -41,16 +41,12 @@ def robot(tmp_path_factory):
 
 def swinging_clip(robot, frames=13, size=96):
     """The robot with a swinging leg, grey on white, through a known camera."""
-    masks, scene = [], make_scene(robot.mj_model, robot.robot_geom_ids)
-    for t in range(frames):
-        qpos = robot.start_qpos.copy()
-        qpos[7] = 0.5 * np.cos(t / 4)
-        geom_xpos, geom_xmat = envs.forward_kinematics(robot.mjx_model, jnp.asarray(qpos, jnp.float32))
-        camera = side_camera(2.0, 0.4, focal=1.8)
-        masks.append(
-            render_masks(scene, geom_xpos[None], geom_xmat[None], camera, jnp.zeros((1, 3)), height=size, width=size)[0]
-        )
-    masks = np.stack(masks)
+    qpos = np.tile(robot.start_qpos, (frames, 1))
+    qpos[:, 7] = 0.5 * np.cos(np.arange(frames) / 4)
+    geom_xpos, geom_xmat, _, _ = envs.Body(robot).kinematics(qpos)
+    scene, camera = make_scene(robot.mj_model, robot.robot_geom_ids), side_camera(2.0, 0.4, focal=1.8)
+    poses, target = (jnp.asarray(geom_xpos), jnp.asarray(geom_xmat)), jnp.zeros((frames, 3))
+    masks = np.asarray(render_masks(scene, *poses, camera, target, height=size, width=size))
     return np.where(masks[..., None], np.uint8(80), np.uint8(255)).repeat(3, -1)
 
 
