@@ -13,6 +13,7 @@ from pathlib import Path
 import common
 
 import nil_jax
+from nil_jax.config import flatten, load_config
 from nil_jax.reference import Reference
 from nil_jax.rewards import REGULARIZER_TERMS
 
@@ -51,7 +52,12 @@ VARIANTS = {
 
 
 def outcome(reference: Reference, folder: Path, steps: int, settings: dict) -> dict[str, dict[str, float]]:
-    """The evaluation of a variant's run, which is trained unless it is there."""
+    """The evaluation of a variant's run, which is trained unless it is there; one with other settings is refused."""
+    if (folder / "config.json").is_file():
+        there, wanted = flatten(load_config(folder / "config.json")), settings | {"num_timesteps": steps}
+        other = {name: there[name] for name, value in wanted.items() if name in there and there[name] != value}
+        if other:
+            raise SystemExit(f"ablation.py: expected the settings asked for in {folder}, got {other}; type another -o")
     if not (folder / "evaluation.json").is_file():
         robot = reference.provenance["robot"]
         nil_jax.train(robot, reference, output=folder, num_timesteps=steps, num_evals=4, **settings)

@@ -43,21 +43,19 @@ class Numbers(brax.envs.Env):
 
     def reset(self, rng: jax.Array) -> brax.envs.State:
         """The first number."""
-        return self._state(rng[0].astype(jnp.uint32))
+        number, zero = rng[0].astype(jnp.uint32), jnp.zeros(())
+        return brax.envs.State(number, self._seen(number), zero, zero)
 
     def step(self, state: brax.envs.State, action: jax.Array) -> brax.envs.State:
         """The next one."""
-        return self._state(state.pipeline_state * jnp.uint32(1664525) + jnp.uint32(1013904223), state)
+        number = state.pipeline_state * jnp.uint32(1664525) + jnp.uint32(1013904223)
+        return state.replace(pipeline_state=number, obs=self._seen(number))
 
-    def _state(self, number: jax.Array, before: brax.envs.State | None = None) -> brax.envs.State:
-        obs = jnp.sin(number.astype(jnp.float32) * jnp.arange(1.0, 1.0 + self.observation_size))
-        zero = jnp.zeros(())
-        if before is None:
-            return brax.envs.State(number, obs, zero, zero)
-        return before.replace(pipeline_state=number, obs=obs)
+    def _seen(self, number: jax.Array) -> jax.Array:
+        return jnp.sin(number.astype(jnp.float32) * jnp.arange(1.0, 1.0 + self.observation_size))
 
 
-def ours(env: BraxEnv, steps: int, seed: int):
+def ours(env: BraxEnv, steps: int, delay: int, seed: int):
     """(policy, gradient updates a second) of this library."""
     config = Config().with_fields(
         num_timesteps=steps,
@@ -76,6 +74,7 @@ def ours(env: BraxEnv, steps: int, seed: int):
         target_entropy_scale=0.5,
         init_temperature=1.0,
         actor_average=1.0,
+        policy_delay=delay,
         learning_starts=PREFILL,
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -117,18 +116,18 @@ def braxs(env: BraxEnv, steps: int, seed: int):
     return make_policy(params, deterministic=True), speeds[-1] * UPDATES / NUM_ENVS
 
 
-def rows_of(task: str, seeds: int, steps: int, say) -> list[dict]:
+def rows_of(task: str, seeds: int, steps: int, delay: int, say) -> list[dict]:
     """Returns and speeds on one task."""
     env = BraxEnv(Numbers() if task == "numbers" else brax.envs.get_environment(task, backend="mjx"), LENGTH)
     found = {"ours": [], "Brax SAC": []}
     for seed in range(seeds):
-        for name, learn in (("ours", ours), ("Brax SAC", braxs)):
-            policy, speed = learn(env, steps, seed)
+        for name, learn in (("ours", partial(ours, delay=delay)), ("Brax SAC", braxs)):
+            policy, speed = learn(env, steps, seed=seed)
             reached = nil_jax.evaluate(env, policy, num_envs=EPISODES)["policy"]["return"]
             found[name].append((reached, speed))
             say(f"{task}, seed {seed}, {name}: return {reached:.0f}, {speed:.0f} updates/s")
     returns, speeds = ({name: np.array(rows)[:, i] for name, rows in found.items()} for i in (0, 1))
-    label = f"{task}, {steps} steps, {seeds} seeds"
+    label = f"{task}, {steps} steps, {seeds} seeds, policy delay {delay}"
     mean = {name: float(values.mean()) for name, values in returns.items()}
     fast = {name: float(np.median(values)) for name, values in speeds.items()}
     rows = [common.row(f"{label}: gradient updates", fast["ours"], "1/s", "Brax SAC", fast["Brax SAC"])]
@@ -147,13 +146,14 @@ def main() -> None:
     command.add_argument("--tasks", nargs="+", metavar="NAME", help="numbers, or of Brax's environments")
     command.add_argument("--seeds", type=int)
     command.add_argument("--num-timesteps", type=int, metavar="STEPS")
+    command.add_argument("--policy-delay", type=int, default=Config().learner.policy_delay, help="of ours")
     options = command.parse_args()
     size = SIZES["full" if options.full else "quick"]
     size |= {name: getattr(options, name) for name in size if getattr(options, name) is not None}
     mend_brax()
     say, rows = Console(stderr=True).print, []
     for task in size["tasks"]:
-        rows += rows_of(task, size["seeds"], size["num_timesteps"], say)
+        rows += rows_of(task, size["seeds"], size["num_timesteps"], options.policy_delay, say)
     common.write(rows, options.json)
 
 

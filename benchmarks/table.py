@@ -7,8 +7,7 @@ Runs of the same robot and clip are seeds of one row: mean, and with several the
 `nil_jax.evaluation.run_episodes`; in addition
 
 - `locomotion from rest`: the same reward when the robot begins at rest;
-- `mask_iou of another skill`: how well a recording of this robot's other gait, drawn at its own speed, fits the clip's
-  masks, with --mocap, where there is one;
+- another recorded gait of this robot as a control, with --mocap, where there is one: how well it fits the clip's masks;
 - `locomotion of the recording`: that of a real walk of this robot, with --mocap, where there is one;
 - `mocap_error` (m): how far windows of 0.32 s of the first episode are from the nearest ones of a real walk of this
   robot, root mean square over keypoints; only with --mocap and a robot that has one;
@@ -47,7 +46,6 @@ UNITS = {
     "speed": "m/s",
     "mask_iou": "",
     "mask_iou_shuffled": "",
-    "mask_iou of another skill": "",
     "pose_error": "m",
     "mocap_error": "m",
     "mocap_error of the poses": "m",
@@ -70,8 +68,7 @@ def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[st
     gait = next((name for name in gaits if name.endswith("walk")), None)
     for name in gaits if mocap else ():
         if name != gait:
-            other = read_gait(RECORDINGS[name], mocap, env.env)
-            found["policy"]["mask_iou of another skill"] = fit_to_clip(env, other)
+            found[f"recorded {name}"] = {"mask_iou": fit_to_clip(env, read_gait(RECORDINGS[name], mocap, env.env))}
     if mocap and gait:
         real, velocity = read_gait(RECORDINGS[gait], mocap, env.env), recorded_velocity(RECORDINGS[gait], mocap)
         paid = jax.vmap(partial(locomotion_reward, env.env.spec))(velocity)
