@@ -74,10 +74,9 @@ def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[st
         paid = jax.vmap(partial(locomotion_reward, env.env.spec))(velocity)
         found["policy"]["locomotion of the recording"] = evaluation.LOCOMOTION_STEPS * float(paid.mean())
         standing = {"standing still": evaluation.zero_action(env.action_size)}
-        for where, chosen in ((env, {"policy": policy}), (env.around_standing(), standing)):
-            episodes = evaluation.compiled_episodes(where, chosen, 1, jax.random.key(0))
-            for name in chosen:
-                found[name]["mocap_error"] = nearest(real, episodes[name].qpos[episodes[name].alive])
+        chosen = {"policy": policy, **standing}
+        for name, episode in evaluation.compiled_episodes(env, chosen, 1, jax.random.key(0), standing).items():
+            found[name]["mocap_error"] = nearest(real, episode.qpos[episode.alive])
         poses = {"policy": env.reference.motion, "standing still": env.env.default_qpos[None]}
         for name, qpos in poses.items() if env.reference.motion is not None else ():
             found[name]["mocap_error of the poses"] = nearest(real, np.concatenate([qpos] * LAPS))

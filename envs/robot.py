@@ -171,8 +171,8 @@ class RobotEnv(Env):
         if stand is None:
             stand = next(iter(prepared.keyframes.values()), prepared.mj_model.qpos0)
         start = self._posed(prepared.keyframes.get("walk", stand), spec.start_pose)
-        self.default_qpos = self._on_floor(stand)
-        self.start_qpos = self._on_floor(start)
+        self.default_qpos = self.on_floor(stand)
+        self.start_qpos = self.on_floor(start)
         self.standing_height = float(self.default_qpos[2])
         self.observation_size = 2 * len(self.joint_names) + 3 + 1 + 3 + 3 + 2 + 1 + self.action_size
         self.num_envs = 1
@@ -277,7 +277,7 @@ class RobotEnv(Env):
                 qpos[7 + self.joint_names.index(name)] = angle
         return qpos
 
-    def _on_floor(self, qpos: np.ndarray) -> np.ndarray:
+    def on_floor(self, qpos: Float[np.ndarray, " nq"]) -> Float[np.ndarray, " nq"]:
         """`grounded` by the C engine, which needs no compilation; joints within their limits."""
         qpos = np.concatenate([qpos[:7], np.clip(qpos[7:], *self.joint_range.T)])
         data = mujoco.MjData(self.mj_model)

@@ -58,8 +58,9 @@ def poses(env: nil_jax.envs.RobotEnv) -> np.ndarray:
 def main(path: str) -> None:
     """Draws the gait and writes the clip."""
     env = nil_jax.envs.make("unitree_a1")
-    qpos = jax.vmap(lambda q: nil_jax.envs.grounded(env, q))(jnp.asarray(poses(env), jnp.float32))
-    geom_xpos, geom_xmat = jax.vmap(lambda q: nil_jax.envs.forward_kinematics(env.mjx_model, q))(qpos)
+    qpos = jnp.stack([env.on_floor(pose) for pose in poses(env)])
+    kinematics = jax.jit(jax.vmap(lambda q: nil_jax.envs.forward_kinematics(env.mjx_model, q)))
+    geom_xpos, geom_xmat = kinematics(qpos)
     target = qpos[:, :3] * jnp.array([[1.0, 0.0, 0.0]])
     camera = nominal_camera(env.mj_model, env.start_qpos, env.robot_geom_ids)
     scene = make_scene(env.mj_model, env.robot_geom_ids)

@@ -3,7 +3,7 @@
 Axes: N environments, T control steps or ticks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import jax
@@ -50,9 +50,16 @@ class Episodes(NamedTuple):
 
 
 def run_episodes(
-    env: ImitationEnv, policies: Mapping[str, Policy], num_envs: int, key: PRNGKeyArray
+    env: ImitationEnv,
+    policies: Mapping[str, Policy],
+    num_envs: int,
+    key: PRNGKeyArray,
+    standing: Collection[str] = (),
 ) -> dict[str, Episodes]:
     """One episode of each policy in `num_envs` environments, all in one batch; pure, so that a caller may jit it.
+
+    Actions of the policies in `standing` are corrections of the default pose, also where those of the others are
+    corrections of the clip's.
 
     The metrics, by environment: `return` (sum of rewards until the episode ends), `length` (s), `fall` (0 or 1), where
     the environment tells `forward_velocity` and `foot_slip_speed` also `distance` (m along x until the end), `speed`
@@ -74,7 +81,8 @@ def run_episodes(
         actions = [policy(part, k)[0] for policy, part, k in zip(policies.values(), parts, keys, strict=True)]
         return jnp.concatenate(actions), {}
 
-    env, ticks = env.from_the_start(), env.control_steps_per_tick
+    around = np.repeat([name in standing for name in policies], num_envs)
+    env, ticks = env.from_the_start().around_standing(around), env.control_steps_per_tick
     num_ticks = env.episode_length // ticks
     key_order, key_reset, key_run = jax.random.split(key, 3)
     order = jnp.zeros(num_ticks, jnp.int32)
@@ -119,7 +127,11 @@ def run_episodes(
 
 
 def compiled_episodes(
-    env: ImitationEnv, policies: Mapping[str, Policy], num_envs: int, key: PRNGKeyArray
+    env: ImitationEnv,
+    policies: Mapping[str, Policy],
+    num_envs: int,
+    key: PRNGKeyArray,
+    standing: Collection[str] = (),
 ) -> dict[str, Episodes]:
     """`run_episodes`, compiled, as NumPy arrays.
 
@@ -131,7 +143,7 @@ def compiled_episodes(
 
     @jax.jit
     def run(trees: list[Policy], key: PRNGKeyArray) -> dict[str, Episodes]:
-        return run_episodes(env, dict(zip(names, trees, strict=True)), num_envs, key)
+        return run_episodes(env, dict(zip(names, trees, strict=True)), num_envs, key, standing)
 
     episodes = jax.device_get(run(trees, key))
     return {name: episodes[name] for name in names}
@@ -234,15 +246,9 @@ def evaluate(
     elif given := [name for name, value in brought.items() if value is not None]:
         raise ValueError(f"{given[0]}: expected none beside an ImitationEnv, which has its own; make another one of it")
     env = env.from_the_start(at_rest=at_rest)
-    found: dict[str, Episodes] = {}
-    zero = {"standing still": zero_action(env.action_size)} if env.config.targets == "clip" else {}
-    for where, policies in (
-        (env, {"policy": policy, **(others or {}), **controls(env.action_size)}),
-        (env.around_standing(), zero),
-    ):
-        if policies:
-            found |= compiled_episodes(where, policies, num_envs, jax.random.key(seed))
-    return summary(found)
+    standing = {"standing still": zero_action(env.action_size)} if env.config.targets == "clip" else {}
+    policies = {"policy": policy, **(others or {}), **controls(env.action_size), **standing}
+    return summary(compiled_episodes(env, policies, num_envs, jax.random.key(seed), standing))
 
 
 def make_film(

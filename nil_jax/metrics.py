@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nil_jax import parallel
-from nil_jax.optional import require_wandb
+from nil_jax.optional import hidden, require_wandb
 
 
 class MetricsLog:
@@ -24,8 +24,9 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, resumed: int = 0, wandb_run: Any = None):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        with hidden("torch"):  # which tensorboardX imports, for seconds and for nothing that is used here
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= resumed]

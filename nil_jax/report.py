@@ -42,10 +42,14 @@ def curves(rows: Sequence[Mapping[str, float | None]], names: Sequence[tuple[str
     if not present:
         return None
     columns = min(3, len(present))
-    figure = Figure(figsize=(4.2 * columns, 3 * -(-len(present) // columns)), layout="constrained")
+    rows_of_panels = -(-len(present) // columns)
+    width, height = 4.2 * columns, 3 * rows_of_panels
+    figure = Figure(figsize=(width, height))
+    # Margins in inches; an automatic layout would draw everything twice.
+    figure.subplots_adjust(0.6 / width, 0.5 / height, 1 - 0.15 / width, 1 - 0.35 / height, wspace=0.25, hspace=0.45)
     FigureCanvasAgg(figure)
     for i, (name, title) in enumerate(present):
-        axes = figure.add_subplot(-(-len(present) // columns), columns, i + 1)
+        axes = figure.add_subplot(rows_of_panels, columns, i + 1)
         points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None, markersize=3, linewidth=1.2)
         axes.set_title(title, fontsize=10)
@@ -96,7 +100,7 @@ def write_report(folder: Path) -> None:
     """Writes `report.html` from the other files of a finished run: one page that needs no other file and no network."""
     about = json.loads((folder / "run.json").read_text())
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    config, rows = load_config(folder / "config.json"), read_metrics(folder)
+    config, rows, png = load_config(folder / "config.json"), read_metrics(folder), folder / "curves.png"
     terms = sorted({name for row in rows for name in row if name.startswith("reward/")})
     changed = {name: new for name, (_, new) in differences(Config(), config).items()}
     robot, steps = about.get("robot", "an environment of one's own"), f"{rows[-1]['step']:,}" if rows else "0"
@@ -108,7 +112,7 @@ def write_report(folder: Path) -> None:
         _evaluation(evaluation),
         "<p>One episode in each environment, beside the controls; units and meanings are in docs/evaluation.md.</p>",
         "<h2>Curves</h2>",
-        _picture(curves(rows)),
+        _picture(png.read_bytes() if png.is_file() else None),
         "<h2>Terms of the reward, unweighted</h2>",
         _picture(curves(rows, [(name, name.removeprefix("reward/")) for name in terms])),
         "<h2>Settings that are not the defaults</h2>",

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt8
 
 from nil_jax import rewards
-from nil_jax.envs import AutoResetWrapper, Body, RobotEnv, State, VmapWrapper, grounded
+from nil_jax.envs import AutoResetWrapper, Body, RobotEnv, State, VmapWrapper
 from nil_jax.reference import Reference
 from nil_jax.reference.motion import velocities
 from nil_jax.reference.prepare import all_resized
@@ -128,6 +128,7 @@ class ImitationEnv(VmapWrapper):
         super().__init__(env)
         self.control_steps_per_tick = 1 if reference is None else control_steps_between(env.dt, reference.fps)
         self.observation_size, self.motion, self._rest_frame = env.observation_size, None, 0
+        self._standing: Bool[np.ndarray, " N"] | None = None
         if reference is None:
             return
         self.clip_length = len(reference.masks)
@@ -261,11 +262,16 @@ class ImitationEnv(VmapWrapper):
             return self.env.start_qpos, still, 0
         if self.config.starts == "rest":
             return self.env.default_qpos, still, self._rest_frame
-        return np.asarray(grounded(self.env, self.motion[0].at[0].set(0.0))), np.asarray(self.motion_velocity[0]), 0
+        start = np.array(self.motion[0])
+        start[0] = 0.0
+        return self.env.on_floor(start), np.asarray(self.motion_velocity[0]), 0
 
     def targets(self, clock: Int[Array, " N"]) -> Float[Array, "N J"] | None:
         """Around which angles the position targets of the control step that ends at `clock` lie; None: standing."""
-        return self._targets[self._row(clock)] if self.config.targets == "clip" else None
+        if self.config.targets != "clip":
+            return None
+        rows = self._targets[self._row(clock)]
+        return rows if self._standing is None else jnp.where(self._standing[:, None], self.env.default_qpos[7:], rows)
 
     def squared_pose_errors(self, data: Any, clock: Int[Array, " N"]) -> Float[Array, "N 2"]:
         """Mean squared distance of keypoints from the clip's, as the following camera sees them, in robot sizes^2.
@@ -277,10 +283,10 @@ class ImitationEnv(VmapWrapper):
         errors = [image - self._points[self._row(clock)] for image in (found, mirrored)]
         return jnp.stack([jnp.square(error).sum(-1).mean(-1) for error in errors], axis=-1)
 
-    def around_standing(self) -> "ImitationEnv":
-        """The same environment, with position targets around the default pose."""
+    def around_standing(self, which: Bool[np.ndarray, " N"]) -> "ImitationEnv":
+        """The same environment; the position targets of these robots of a batch lie around the default pose."""
         env = copy.copy(self)
-        env.config = replace(self.config, targets="stand")
+        env._standing = which
         return env
 
     def with_renderer(self, kind: str) -> "ImitationEnv":

@@ -1,5 +1,6 @@
 """Strict settings for every test, and the data that some tests need."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -134,8 +135,20 @@ def tiny_env(tiny_path):
 
 
 @pytest.fixture(scope="session")
-def tiny_reference(tiny_env):
-    """A reference of the tiny robot that swings its legs, drawn by the renderer; 21 ticks at 25 per second."""
+def tiny_motion(tiny_env):
+    """Poses of the tiny robot that swings its legs and moves forward; 21 ticks at 25 per second."""
+    import numpy as np
+
+    time = np.arange(21) / 25
+    qpos = np.tile(tiny_env.default_qpos, (21, 1))
+    qpos[:, 7], qpos[:, 8] = 0.4 * np.sin(6 * time), -0.4 * np.sin(6 * time)
+    qpos[:, 0] = 0.3 * time
+    return qpos.astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_reference(tiny_env, tiny_motion):
+    """A reference of these poses, drawn by the renderer, which knows only what is to be seen of them."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -143,14 +156,10 @@ def tiny_reference(tiny_env):
     from nil_jax.reference import Reference
     from nil_jax.rendering import make_scene, render, side_camera
 
-    time = np.arange(21) / 25
-    qpos = np.tile(tiny_env.default_qpos, (21, 1))
-    qpos[:, 7], qpos[:, 8] = 0.4 * np.sin(6 * time), -0.4 * np.sin(6 * time)
-    qpos[:, 0] = 0.3 * time
     kinematics = jax.jit(jax.vmap(lambda q: envs.forward_kinematics(tiny_env.mjx_model, q)))
-    geom_xpos, geom_xmat = kinematics(jnp.asarray(qpos, jnp.float32))
+    geom_xpos, geom_xmat = kinematics(jnp.asarray(tiny_motion))
     camera = side_camera(2.0, 0.3, focal=2.5)
-    target = jnp.asarray(qpos[:, :3] * [1, 0, 0], jnp.float32)
+    target = jnp.asarray(tiny_motion[:, :3] * [1, 0, 0], jnp.float32)
     scene = make_scene(tiny_env.mj_model, tiny_env.robot_geom_ids)
     frames = render(scene, geom_xpos, geom_xmat, camera, target, height=32, width=32)
     return Reference(
@@ -158,10 +167,16 @@ def tiny_reference(tiny_env):
         masks=np.asarray(frames.segmentation) >= 0,
         fps=25.0,
         camera=camera,
-        start_qpos=qpos[0].astype(np.float32),
+        start_qpos=tiny_motion[0],
         loop=False,
         provenance={"robot": tiny_env.spec.name, "fingerprint": tiny_env.fingerprint},
     )
+
+
+@pytest.fixture(scope="session")
+def moving_reference(tiny_reference, tiny_motion):
+    """The reference with its poses, as a loop."""
+    return dataclasses.replace(tiny_reference, motion=tiny_motion, loop=True)
 
 
 @pytest.fixture(scope="session")

@@ -96,10 +96,6 @@ def test_a_folder_of_frames_is_trained_on_at_its_rate(tiny_path, tmp_path, monke
     assert "type --source-fps 30" in " ".join(capsys.readouterr().err.split())
 
 
-def test_resume_of_a_finished_run_ends_at_once(trained, tiny_path, clip):
-    assert run("train", tiny_path, clip, "-o", trained, "--resume", *TRAIN_FLAGS) == 0
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

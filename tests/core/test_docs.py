@@ -8,14 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from short_run import SETTINGS, TRAIN_FLAGS
+from short_run import SETTINGS, SIZES, TRAIN_FLAGS, flags
 
 import nil_jax
 from nil_jax import cli
 from nil_jax.reference import read_video, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = [word for name in ("mask-size", "frame-size") for word in (f"--{name}", str(SETTINGS[name]))]
+SMALL = flags(SIZES)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -92,8 +92,6 @@ def scripts(page: Path) -> str:
 @pytest.mark.parametrize("page", [page for page in PAGES if scripts(page)], ids=lambda page: page.name)
 def test_python_runs_as_printed_only_shorter(page, request, tiny_path, clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    hidden = {f"{name}_hidden": (8,) for name in ("actor", "critic")}
-    short = {name.replace("-", "_"): value for name, value in SETTINGS.items()} | hidden
     code = scripts(page)
     assert code.count("train(") == code.count("num_timesteps=100_000")
     if "load_pretrained" in code:
@@ -102,7 +100,7 @@ def test_python_runs_as_printed_only_shorter(page, request, tiny_path, clip, tmp
         '"unitree_a1"': repr(str(tiny_path)),
         '"examples/a1_prowl.mp4"': repr(str(clip)),
         '"unitree_h1/walk"': repr(str(tmp_path / "walk")),
-        "num_timesteps=100_000": ", ".join(f"{name}={value!r}" for name, value in short.items()),
+        "num_timesteps=100_000": ", ".join(f"{name}={value!r}" for name, value in (SETTINGS | SIZES).items()),
         "num_envs=8": "num_envs=1",
         "(found.env, found.policy)": "(found.env, found.policy, num_envs=1)",
     }.items():

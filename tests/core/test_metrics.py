@@ -28,6 +28,7 @@ for resumed, last in ((0, 3), (2, 4)):
     for step in range(resumed + 1, last + 1):
         log.write(step, {"loss": 10.0 * step, "broken": float("nan")})
     log.close()
+assert "torch" not in sys.modules  # tensorboardX would load it, which takes seconds
 """
 BLOCK = 32768
 

@@ -183,7 +183,8 @@ def test_joining_nobody_is_refused_in_one_line(capsys):
     assert "expected them with --distributed" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_of_two_processes_is_killed_the_other_ends_and_both_resume(victim, start_two, tmp_path):
     folder = tmp_path / "run"
     settings = {"output": str(folder), "num_timesteps": 2_048, "num_evals": 4}

@@ -1,6 +1,5 @@
 """Policies without their clips: written from a run, read again, equal in what they do."""
 
-import dataclasses
 import json
 
 import jax
@@ -8,33 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from short_run import SETTINGS
 
 import nil_jax
 from nil_jax.run import SavedRun
 
-SHORT = {
-    "num_timesteps": 64,
-    "num_envs": 8,
-    "num_eval_envs": 1,
-    "num_evals": 1,
-    "learning_starts": 16,
-    "grad_updates_per_step": 1,
-    "batch_size": 32,
-    "actor_hidden": (16,),
-    "critic_hidden": (16,),
-    "encoder": None,
-}
-
 
 @pytest.fixture(scope="module")
-def run(tiny_env, tiny_reference, tmp_path_factory):
+def run(tiny_env, moving_reference, tmp_path_factory):
     """A short run on a reference with a motion."""
-    time = np.arange(21) / 25
-    motion = np.tile(tiny_env.default_qpos, (21, 1)).astype(np.float32)
-    motion[:, 7], motion[:, 8], motion[:, 0] = 0.4 * np.sin(6 * time), -0.4 * np.sin(6 * time), 0.3 * time
-    reference = dataclasses.replace(tiny_reference, motion=motion)
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    nil_jax.train(tiny_env, reference, output=folder, progress=False, **SHORT)
+    nil_jax.train(tiny_env, moving_reference, output=folder, progress=False, **SETTINGS)
     return folder
 
 

@@ -10,7 +10,7 @@ import pytest
 import nil_jax
 from nil_jax import rewards
 from nil_jax.envs import AutoResetWrapper, Body, State
-from nil_jax.evaluation import controls, run_episodes, summary
+from nil_jax.evaluation import controls, run_episodes, summary, zero_action
 from nil_jax.reference.motion import velocities
 from nil_jax.rewards import Encoder, RewardConfig
 from nil_jax.rollout import ImitationConfig, ImitationEnv, collect
@@ -128,15 +128,6 @@ def test_a_looping_reference_wraps_its_clock(tiny_env, tiny_reference):
     assert np.linalg.norm(steps[-1]) < 1.01 * np.linalg.norm(steps, axis=1).mean()  # no jump where the loop closes
 
 
-@pytest.fixture(scope="module")
-def moving_reference(tiny_env, tiny_reference):
-    """The reference with the motion that it was drawn from, as a loop."""
-    time = np.arange(21) / 25
-    motion = np.tile(tiny_env.default_qpos, (21, 1))
-    motion[:, 7], motion[:, 8], motion[:, 0] = 0.4 * np.sin(6 * time), -0.4 * np.sin(6 * time), 0.3 * time
-    return dataclasses.replace(tiny_reference, motion=motion.astype(np.float32), loop=True)
-
-
 def test_episodes_start_anywhere_in_the_clip_with_the_speed_that_it_has_there(tiny_env, moving_reference):
     moving_reference = dataclasses.replace(moving_reference, loop=False)
     env = ImitationEnv(tiny_env, moving_reference, config=ImitationConfig(starts="anywhere"))
@@ -197,6 +188,8 @@ def test_targets_of_the_clip_are_followed_without_an_action(tiny_env, moving_ref
         expected = (1 - part / 2) * joints[low] + part / 2 * joints[low + 1]
         expected = expected + lag * ((1 - part / 2) * speed[low] + part / 2 * speed[low + 1])
         np.testing.assert_allclose(state.data.ctrl, np.tile(expected, (2, 1)), atol=1e-6)
+    held = env.around_standing(np.array([True, False])).targets(jnp.array([5, 5]))
+    np.testing.assert_array_equal(held, np.stack([tiny_env.default_qpos[7:], env.targets(jnp.array([5]))[0]]))
 
 
 def test_a_robot_whose_mask_is_lost_counts_as_fallen(tiny_env, moving_reference):
@@ -409,7 +402,11 @@ def test_a_clip_longer_than_an_episode_is_measured_over_the_episode(tiny_env, mo
 def test_measures_of_a_robot_equal_numpy_over_one_episode(tiny_env, moving_reference):
     robot = nil_jax.envs.make(tiny_env.spec.handle, tiny_env.config, episode_length=20)  # too short to fall
     env = ImitationEnv(robot, moving_reference, config=ImitationConfig(starts="first"))
-    found = jax.device_get(jax.jit(lambda key: run_episodes(env, controls(2), 2, key))(jax.random.key(5)))
+    policies = controls(2) | {"standing still": zero_action(2)}
+    run = jax.jit(lambda key: run_episodes(env, policies, 2, key, {"standing still"}))
+    found = jax.device_get(run(jax.random.key(5)))
+    away = {name: abs(episode.qpos[1:-1, 7:] - robot.default_qpos[7:]).max() for name, episode in found.items()}
+    assert away["standing still"] < 0.1 < away["zero action"]  # which follows the clip
     for name in ("zero action", "random policy"):
         episode = found[name]
         assert bool(episode.alive[:-1].all()) and not episode.alive[-1]  # the last state is that of the next episode

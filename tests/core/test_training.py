@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from parallel_run import Seek
+from short_run import SETTINGS
 
 import nil_jax
 from nil_jax import training
@@ -23,19 +24,6 @@ from nil_jax.program import make_program
 from nil_jax.report import REFERENCE_COLOR, comparison_frames
 from nil_jax.rewards import Encoder
 from nil_jax.run import Run, SavedRun, Stop
-
-SETTINGS = {
-    "num_timesteps": 64 * 8,
-    "num_envs": 8,
-    "num_evals": 2,
-    "num_eval_envs": 2,
-    "learning_starts": 64,
-    "batch_size": 32,
-    "grad_updates_per_step": 1,
-    "actor_hidden": (16,),
-    "critic_hidden": (16,),
-    "video_weight": 0.0,  # the student takes long to compile
-}
 
 
 def train(env, reference, folder, **settings):
@@ -49,9 +37,9 @@ def seeking(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_env, tiny_reference, tmp_path_factory):
+def whole(tiny_env, moving_reference, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    return train(tiny_env, tiny_reference, folder)
+    return train(tiny_env, moving_reference, folder)
 
 
 def test_a_run_folder_holds_what_it_should(whole):
@@ -69,8 +57,8 @@ def test_the_evaluation_holds_the_policy_and_its_controls(whole):
     assert all(np.isfinite(list(row.values())).all() for row in whole.evaluation.values())
 
 
-def test_the_policy_of_a_run_acts_as_the_returned_one(whole, tiny_env, tiny_reference):
-    env = nil_jax.ImitationEnv(tiny_env, tiny_reference)
+def test_the_policy_of_a_run_acts_as_the_returned_one(whole, tiny_env, moving_reference):
+    env = nil_jax.ImitationEnv(tiny_env, moving_reference)
     saved = SavedRun.load(whole.folder)
     actor_critic = make_program(env, saved.config).actor_critic
     learner = saved.learner(actor_critic.init(jax.random.key(0)))
@@ -81,7 +69,7 @@ def test_the_policy_of_a_run_acts_as_the_returned_one(whole, tiny_env, tiny_refe
     assert np.abs(expected).max() <= 1
 
 
-def test_a_run_that_was_killed_resumes_bit_equal(whole, tiny_env, tiny_reference, tmp_path, monkeypatch):
+def test_a_run_that_was_killed_resumes_bit_equal(whole, tiny_env, moving_reference, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     save = Run.checkpoint
 
@@ -91,7 +79,7 @@ def test_a_run_that_was_killed_resumes_bit_equal(whole, tiny_env, tiny_reference
 
     monkeypatch.setattr(Run, "checkpoint", save_and_die)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_env, tiny_reference, folder)
+        train(tiny_env, moving_reference, folder)
     monkeypatch.setattr(Run, "checkpoint", save)
     resumed = train(tiny_env, None, folder, resume=True)
     for ours, theirs in zip(jax.tree.leaves(resumed.learner), jax.tree.leaves(whole.learner), strict=True):
@@ -120,16 +108,14 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_bit_equal(sign, seeking, 
     jax.tree.map(np.testing.assert_array_equal, resumed.learner, seeking.learner)
 
 
-def test_a_callback_sees_each_evaluation_and_may_keep_the_policy(tiny_env, tiny_reference, tmp_path):
+def test_without_a_clip_the_robots_own_reward_is_learned_and_a_callback_sees_each_evaluation(tiny_env):
     seen = []
-    # A reward of one's own is one more term, and a step of a fall is worth nothing whatever it says.
-    env = tiny_env.with_reward(lambda state: jnp.exp(-jnp.square(state.data.qvel[3:6]).sum()))
-    result = nil_jax.train(
-        env, tiny_reference, progress=False, callback=lambda *row: seen.append(row), own_weight=1.0, **SETTINGS
-    )
+    result = nil_jax.train(tiny_env, progress=False, callback=lambda *row: seen.append(row), **SETTINGS)
+    assert "mask_iou" not in result.evaluation["policy"] and result.folder is None
+    assert result.evaluation["policy"]["return"] > 0
     assert [step for step, *_ in seen] == [SETTINGS["num_timesteps"] // 2, SETTINGS["num_timesteps"]]
     assert seen[-1][1] == result.evaluation["policy"]
-    observation = jnp.zeros(nil_jax.ImitationEnv(tiny_env, tiny_reference).observation_size)
+    observation = jnp.zeros(tiny_env.observation_size)
     actions = [policy(observation, jax.random.key(0))[0] for *_, policy in seen]
     np.testing.assert_array_equal(actions[-1], result.policy(observation, jax.random.key(0))[0])
     assert np.abs(actions[0] - actions[-1]).max() > 0
@@ -227,17 +213,9 @@ def test_an_encoder_is_measured_on_a_robot_that_it_was_not_taught_on(tiny_env, m
         assert ("not taught on" in said and "correlation of 0.43" in said and "type: nil-jax distill" in said) == warned
 
 
-def test_without_a_video_the_robots_own_reward_is_learned(tiny_env):
-    result = nil_jax.train(
-        tiny_env, progress=False, **(SETTINGS | {"num_timesteps": 64, "learning_starts": 32, "num_evals": 1})
-    )
-    assert "mask_iou" not in result.evaluation["policy"] and result.folder is None
-    assert result.evaluation["policy"]["return"] > 0
-
-
-def test_a_folder_that_holds_something_is_refused(whole, tiny_env, tiny_reference):
+def test_a_folder_that_holds_something_is_refused(whole, tiny_env, moving_reference):
     with pytest.raises(ValueError, match="--resume"):
-        train(tiny_env, tiny_reference, whole.folder)
+        train(tiny_env, moving_reference, whole.folder)
 
 
 def test_resuming_with_other_settings_is_refused(whole, tiny_env):
@@ -271,8 +249,8 @@ def test_a_run_goes_on_with_other_learning_rates(seeking, tmp_path):
     assert SavedRun.load(folder).config == SavedRun.load(seeking.folder).config.with_fields(**more)
 
 
-def test_resuming_with_another_clip_is_refused(whole, tiny_env, tiny_reference):
-    other = dataclasses.replace(tiny_reference, masks=~tiny_reference.masks)
+def test_resuming_with_another_clip_is_refused(whole, tiny_env, moving_reference):
+    other = dataclasses.replace(moving_reference, masks=~moving_reference.masks)
     with pytest.raises(ValueError, match="expected the clip that the run began with"):
         train(tiny_env, other, whole.folder, resume=True)
 
@@ -288,15 +266,19 @@ def test_settings_of_what_is_made_already_are_refused(tiny_env, tiny_reference):
         assert config == nil_jax.Config().with_fields(**dataclasses.asdict(tiny_env.config), speed=2.0, cycle=True)
 
 
-def test_a_run_knows_its_encoder(tiny_env, tiny_reference, tmp_path):
+def test_a_run_knows_its_encoder(tiny_env, tiny_reference, tmp_path, monkeypatch):
     """One given as an object cannot be loaded again: nothing may take another in its place unsaid."""
+
+    def interrupted(keys):
+        raise KeyboardInterrupt
 
     def embed(params, frames):
         return params * jnp.mean(frames.astype(jnp.float32), axis=(-4, -3, -2, -1))[..., None]
 
     encoder = Encoder(jnp.float32(0.01), embed, 2, 8, 1, "my own")
-    settings = {"video_weight": 1.0, "num_timesteps": 128, "num_evals": 1, "encoder": encoder}
-    train(tiny_env, tiny_reference, tmp_path / "run", **settings)
+    monkeypatch.setattr(training, "compiled_programs", lambda *_: (interrupted, None, None))
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_env, tiny_reference, tmp_path / "run", video_weight=1.0, encoder=encoder)
     config = SavedRun.load(tmp_path / "run").config
     for named in ("student", None):  # what the settings name in its place
         save_config(config.with_fields(encoder=named), tmp_path / "run" / "config.json")
