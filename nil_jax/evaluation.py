@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt8
 
+from nil_jax.cache import gc_paused
 from nil_jax.envs import AutoResetWrapper, Env, RobotEnv, State
 from nil_jax.envs.physics import OVERFLOW
 from nil_jax.envs.robot import posed
@@ -145,7 +146,9 @@ def compiled_episodes(
     def run(trees: list[Policy], key: PRNGKeyArray) -> dict[str, Episodes]:
         return run_episodes(env, dict(zip(names, trees, strict=True)), num_envs, key, standing)
 
-    episodes = jax.device_get(run(trees, key))
+    with gc_paused():
+        compiled = run.lower(trees, key).compile()
+    episodes = jax.device_get(compiled(trees, key))
     return {name: episodes[name] for name in names}
 
 

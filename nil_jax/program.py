@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from nil_jax import evaluation, parallel
+from nil_jax.cache import gc_paused
 from nil_jax.capacity import check_compiled, compiled_bytes
 from nil_jax.config import Config
 from nil_jax.envs import AutoResetWrapper, State
@@ -210,6 +211,7 @@ def compiled_programs(
     return init, call.result(), _evaluation(program, evaluate)
 
 
+@gc_paused()
 def _lowered_call(program: Program, shapes: TrainingState, ticks: int) -> jax.stages.Lowered:
     def call(state: TrainingState) -> tuple[TrainingState, dict[str, Array]]:
         return jax.lax.scan(program.training_step, state, None, length=ticks)
@@ -218,6 +220,7 @@ def _lowered_call(program: Program, shapes: TrainingState, ticks: int) -> jax.st
     return jax.jit(call, **in_place).lower(shapes)
 
 
+@gc_paused()
 def _lowered_evaluation(program: Program, config: Config) -> jax.stages.Lowered:
     def run_episodes(learner: LearnerState, key: PRNGKeyArray) -> dict:
         untrained = program.actor_critic.init(evaluation.untrained_key(key))

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from nil_jax import evaluation, parallel
+from nil_jax.cache import gc_paused
 from nil_jax.capacity import check_memory, check_plan, memory_plan, plan_in_words, with_fastest_renderer
 from nil_jax.config import Config
 from nil_jax.distill import fidelity
@@ -321,7 +322,8 @@ def _train_side_by_side(
     def keys() -> list[PRNGKeyArray]:
         return [jax.random.key(run.config.train.seed) for run in runs]
 
-    first = jax.jit(program.init, out_shardings=program.shardings).trace(jax.eval_shape(lambda: joined(keys())))
+    with gc_paused():
+        first = jax.jit(program.init, out_shardings=program.shardings).trace(jax.eval_shape(lambda: joined(keys())))
     _check_plan(env, first.out_info, config, runs)
     with runs[0].stage("compile"):
         init, call, evaluate = compiled_programs(program, config, first, ticks_per_call)

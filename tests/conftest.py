@@ -1,6 +1,7 @@
 """Strict settings for every test, and the data that some tests need."""
 
 import dataclasses
+import gc
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import jax
 import pytest
 
 jax.config.update("jax_debug_key_reuse", True)
+gc.set_threshold(50_000, 10, 10)  # tests trace most of the time, and make little garbage
 DOWNLOAD_SECONDS = 120
 # Many tests compile the same programs, and the workers of one test run share what they compile.
 RUN_ID = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))

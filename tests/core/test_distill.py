@@ -32,19 +32,17 @@ def dark_teacher() -> Encoder:
 
 
 def test_a_student_learns_poses_and_its_teacher(painter, tmp_path):
-    stages, short, longer = [], DistillConfig(1, 4, 120), DistillConfig(60, 4, 120, 1.0, 3e-3)
-    untaught = distill([painter.body.env], dark_teacher(), tmp_path / "a", config=short, student=SMALL)
+    stages = []
     found = distill(
         [painter.body.env],
         dark_teacher(),
         tmp_path / "b",
-        config=longer,
+        config=DistillConfig(60, 4, 120, 1.0, 3e-3),
         student=SMALL,
         progress=lambda stage, part: stages.append((stage, part)),
     )
-    # Measured: from 0.11 to 0.70, and from 0.16 to 0.52.
-    assert found["pose_spearman"] > untaught["pose_spearman"] + 0.3
-    assert found["teacher_spearman"] > untaught["teacher_spearman"] + 0.15
+    # Measured: from 0.11 after one batch to 0.70, and from 0.16 to 0.52.
+    assert found["pose_spearman"] > 0.4 and found["teacher_spearman"] > 0.3
     assert [stage for stage, _ in stages] == sorted([stage for stage, _ in stages], reverse=True)
     assert stages[-1] == ("student", 1.0)
     encoder = load_encoder(tmp_path / "b")

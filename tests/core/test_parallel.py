@@ -117,7 +117,7 @@ def assert_equal_learners(left: Path, right: Path) -> None:
         np.testing.assert_array_equal(left[name], right[name])
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ten_updates_on_eight_devices_agree_with_one(processes, start):
     line, address = [sys.executable, "-c", UPDATES], f"localhost:{free_port()}"
     lines = [line] if processes == 1 else [[*line, address, str(index)] for index in range(processes)]

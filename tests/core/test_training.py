@@ -223,13 +223,13 @@ def test_resuming_with_other_settings_is_refused(whole, tiny_env):
         train(tiny_env, None, whole.folder, resume=True, gamma=0.5)
 
 
-def test_resuming_a_finished_run_changes_nothing(whole, tiny_env):
-    before = {path: path.stat().st_mtime_ns for path in (whole.folder / "checkpoints").rglob("*")}
-    rows = (whole.folder / "metrics.jsonl").read_text()
-    again = train(tiny_env, None, whole.folder, resume=True)
-    assert again.evaluation == whole.evaluation
-    assert {path: path.stat().st_mtime_ns for path in (whole.folder / "checkpoints").rglob("*")} == before
-    assert (whole.folder / "metrics.jsonl").read_text() == rows
+def test_resuming_a_finished_run_changes_nothing(seeking):
+    before = {path: path.stat().st_mtime_ns for path in (seeking.folder / "checkpoints").rglob("*")}
+    rows = (seeking.folder / "metrics.jsonl").read_text()
+    again = train(Seek(), None, seeking.folder, resume=True)
+    assert again.evaluation == seeking.evaluation
+    assert {path: path.stat().st_mtime_ns for path in (seeking.folder / "checkpoints").rglob("*")} == before
+    assert (seeking.folder / "metrics.jsonl").read_text() == rows
 
 
 def test_a_finished_run_goes_on_with_more_steps_and_its_own_settings(seeking, tmp_path):
