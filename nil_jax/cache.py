@@ -26,7 +26,7 @@ def use_compilation_cache() -> None:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """For tracing: what a trace makes lives on, and to look for garbage in it takes a quarter of the time."""
+    """For tracing: what a trace makes lives on, and to look for garbage in it, again and again, takes long."""
     was_on = gc.isenabled()
     gc.disable()
     try:

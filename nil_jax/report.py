@@ -100,7 +100,8 @@ def write_report(folder: Path) -> None:
     """Writes `report.html` from the other files of a finished run: one page that needs no other file and no network."""
     about = json.loads((folder / "run.json").read_text())
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    config, rows, png = load_config(folder / "config.json"), read_metrics(folder), folder / "curves.png"
+    config, rows = load_config(folder / "config.json"), read_metrics(folder)
+    drawn = folder / "curves.png"
     terms = sorted({name for row in rows for name in row if name.startswith("reward/")})
     changed = {name: new for name, (_, new) in differences(Config(), config).items()}
     robot, steps = about.get("robot", "an environment of one's own"), f"{rows[-1]['step']:,}" if rows else "0"
@@ -112,7 +113,7 @@ def write_report(folder: Path) -> None:
         _evaluation(evaluation),
         "<p>One episode in each environment, beside the controls; units and meanings are in docs/evaluation.md.</p>",
         "<h2>Curves</h2>",
-        _picture(png.read_bytes() if png.is_file() else None),
+        _picture(drawn.read_bytes() if drawn.is_file() else None),
         "<h2>Terms of the reward, unweighted</h2>",
         _picture(curves(rows, [(name, name.removeprefix("reward/")) for name in terms])),
         "<h2>Settings that are not the defaults</h2>",

@@ -70,7 +70,7 @@ def test_eval_repeats_the_evaluation_of_the_run(trained, capsys):
     assert run("eval", trained, "--num-envs", "2", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     for name, expected in json.loads((trained / "evaluation.json").read_text()).items():
-        assert rows[name] == pytest.approx(expected, rel=1e-4, abs=1e-3)
+        assert rows[name] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_render_writes_three_panels(trained, tmp_path):
