@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import common
+import numpy as np
 
 import nil_jax
 from nil_jax.config import flatten, load_config
@@ -52,15 +53,22 @@ VARIANTS = {
 
 
 def outcome(reference: Reference, folder: Path, steps: int, settings: dict) -> dict[str, dict[str, float]]:
-    """The evaluation of a variant's run, which is trained unless it is there; one with other settings is refused."""
-    if (folder / "config.json").is_file():
+    """The evaluation of a variant's run, which is trained, or trained on, unless it is finished.
+
+    One of another clip or other settings is refused.
+    """
+    begun = (folder / "config.json").is_file()
+    if begun:
         there, wanted = flatten(load_config(folder / "config.json")), settings | {"num_timesteps": steps}
         other = {name: there[name] for name, value in wanted.items() if name in there and there[name] != value}
         if other:
             raise SystemExit(f"ablation.py: expected the settings asked for in {folder}, got {other}; type another -o")
+        if not np.array_equal(Reference.load(folder / "reference").masks, reference.masks):
+            raise SystemExit(f"ablation.py: expected a run of the given reference in {folder}; type another -o")
     if not (folder / "evaluation.json").is_file():
         robot = reference.provenance["robot"]
-        nil_jax.train(robot, reference, output=folder, num_timesteps=steps, num_evals=4, **settings)
+        more = {"num_timesteps": steps, "num_evals": 4, "resume": begun}
+        nil_jax.train(robot, reference, output=folder, **more, **settings)
     return json.loads((folder / "evaluation.json").read_text())
 
 
@@ -82,6 +90,8 @@ def main() -> None:
         found = outcome(reference, folder, steps, VARIANTS[name] | {"policy_delay": options.policy_delay})
         peer = "standing still" if "standing still" in found else "zero action"
         for what, unit in MEASURES.items():
+            if what not in found["policy"]:  # without poses of the clip there is no pose_error
+                continue
             numbers = found["policy"][what], unit, peer, found[peer][what]
             higher = what not in LOWER_IS_BETTER
             rows.append(common.row(f"{name}, {steps:,} steps: {what}", *numbers, higher_is_better=higher))

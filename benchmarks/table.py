@@ -36,7 +36,7 @@ from nil_jax.pretrained import load_policies
 from nil_jax.rewards import mask_iou
 
 EPISODES = {"quick": 8, "full": 64}
-WINDOW, PHASES, RATE, LAPS = 8, 64, 25.0, 8  # ticks; windows of a cycle; Hz; repetitions of the poses
+WINDOW_SECONDS, PHASES, LAPS = 0.32, 64, 8  # s; windows of a cycle; repetitions of the poses
 UNITS = {
     "locomotion": "of 400",
     "locomotion from rest": "of 400",
@@ -76,10 +76,10 @@ def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[st
         standing = {"standing still": evaluation.zero_action(env.action_size)}
         chosen = {"policy": policy, **standing}
         for name, episode in evaluation.compiled_episodes(env, chosen, 1, jax.random.key(0), standing).items():
-            found[name]["mocap_error"] = nearest(real, episode.qpos[episode.alive])
+            found.setdefault(name, {})["mocap_error"] = nearest(real, episode.qpos[episode.alive], env.reference.fps)
         poses = {"policy": env.reference.motion, "standing still": env.env.default_qpos[None]}
         for name, qpos in poses.items() if env.reference.motion is not None else ():
-            found[name]["mocap_error of the poses"] = nearest(real, np.concatenate([qpos] * LAPS))
+            found[name]["mocap_error of the poses"] = nearest(real, np.concatenate([qpos] * LAPS), env.reference.fps)
     return f"{robot}, {env.reference.provenance.get('source', 'clip')}", found
 
 
@@ -94,14 +94,15 @@ def fit_to_clip(env: nil_jax.ImitationEnv, gait: Gait) -> float:
     return float(mask_iou(masks, jnp.tile(jnp.asarray(reference.masks), (LAPS, 1, 1))).mean())
 
 
-def nearest(gait: Gait, qpos: np.ndarray) -> float:
-    """Mean distance (m) of windows of a path from the nearest ones of a gait."""
+def nearest(gait: Gait, qpos: np.ndarray, rate: float) -> float:
+    """Mean distance (m) of windows of a path, of poses at this rate, from the nearest ones of a gait."""
     body: Body = gait.body
-    starts = np.arange(0, max(1, len(qpos) - WINDOW), WINDOW // 2)
-    points = body.keypoints(qpos)[np.minimum(starts[:, None] + np.arange(WINDOW), len(qpos) - 1)]
-    phases = np.linspace(0, gait.period, PHASES, endpoint=False)[:, None] + np.arange(WINDOW) / RATE
+    window = round(WINDOW_SECONDS * rate)
+    starts = np.arange(0, max(1, len(qpos) - window), window // 2)
+    points = body.keypoints(qpos)[np.minimum(starts[:, None] + np.arange(window), len(qpos) - 1)]
+    phases = np.linspace(0, gait.period, PHASES, endpoint=False)[:, None] + np.arange(window) / rate
     wanted = body.keypoints(body.qpos(gait.at(phases)))
-    return body.size * float(np.mean([body.distance(wanted, window[None]).min() for window in points]))
+    return body.size * float(np.mean([body.distance(wanted, part[None]).min() for part in points]))
 
 
 def half_width(values: list[float]) -> float:
@@ -114,9 +115,10 @@ def rows_of(title: str, runs: list[dict[str, dict[str, float]]]) -> list[dict]:
     rows = []
     controls = [name for name in runs[0] if name != "policy"]
     for what, unit in UNITS.items():
-        if what not in runs[0]["policy"]:
+        if any(what not in run["policy"] for run in runs):
             continue
-        mean = {n: float(np.mean([run[n][what] for run in runs])) for n in runs[0] if what in runs[0][n]}
+        known = [name for name in runs[0] if all(what in run.get(name, {}) for run in runs)]
+        mean = {name: float(np.mean([run[name][what] for run in runs])) for name in known}
         lower = what in LOWER_IS_BETTER
         best = (min if lower else max)((name for name in controls if name in mean), key=mean.get, default=None)
         label, peer = f"{title}: {what}", () if best is None else (best, mean[best])
@@ -142,7 +144,7 @@ def main() -> None:
     for title, runs in groups.items():
         printed = Table("", *runs[0], title=f"{title} ({len(runs)} seeds)")
         for what in UNITS:
-            means = [np.mean([run[name].get(what, np.nan) for run in runs]) for name in runs[0]]
+            means = [np.mean([run.get(name, {}).get(what, np.nan) for run in runs]) for name in runs[0]]
             printed.add_row(what, *(f"{mean:.3f}" for mean in means))
         console.print(printed)
         rows += rows_of(title, runs)

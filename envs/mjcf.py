@@ -171,12 +171,18 @@ def _stiffened(joint: _Actuation, stiffness: Mapping[str, float]) -> _Actuation:
 
 
 def _keyframes(model: mujoco.MjModel, base: mujoco.MjsBody) -> dict[str, np.ndarray]:
-    """Keyframes of a model that has the common layout already: the free joint of the base first, then the others."""
+    """Keyframes of a model that has the common layout already: the free joint of the base first, then its others.
+
+    Of bodies beside the robot, which are left out of the scene, they keep nothing.
+    """
     if model.njnt == 0 or model.jnt_type[0] != mujoco.mjtJoint.mjJNT_FREE:
         return {}
-    if model.body(base.name).id != model.jnt_bodyid[0] or model.nq != 7 + model.njnt - 1:
+    others = np.flatnonzero(model.body_rootid[model.jnt_bodyid] == model.body_rootid[model.jnt_bodyid[0]])[1:]
+    of_one_angle = model.jnt_type[others] >= int(mujoco.mjtJoint.mjJNT_SLIDE)  # not balls, which have quaternions
+    if model.body(base.name).id != model.jnt_bodyid[0] or not of_one_angle.all():
         return {}
-    return {model.key(i).name or f"key{i}": model.key_qpos[i].copy() for i in range(model.nkey)}
+    places = np.concatenate([np.arange(7), model.jnt_qposadr[others]])
+    return {model.key(i).name or f"key{i}": model.key_qpos[i][places] for i in range(model.nkey)}
 
 
 def _geom_corners(model: mujoco.MjModel, geom: int) -> np.ndarray:

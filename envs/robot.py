@@ -225,7 +225,7 @@ class RobotEnv(Env):
             qpos = jnp.array(self.start_qpos)
         if qvel is None:
             qvel = jnp.zeros(6 + len(self.joint_names)).at[0].set(self.config.reset_velocity)
-        key_q, key_v = jax.random.split(key)
+        key_q, key_v, key_world = jax.random.split(key, 3)
         noise, nj = self.config.reset_noise, len(self.joint_names)
         low, high = jnp.array(self.joint_range, jnp.float32).T
         joints = jnp.clip(qpos[7:] + jax.random.uniform(key_q, (nj,), minval=-noise, maxval=noise), low, high)
@@ -236,7 +236,7 @@ class RobotEnv(Env):
         data = self.physics.make_data(self.num_envs).replace(qpos=qpos, qvel=qvel, ctrl=self.control(action))
         data = mjx.kinematics(self.physics.mjx_model, data)
         info = {"step": jnp.int32(0), "last_action": action} | self._feet(data)
-        return self._state(data, info, self._world(jax.random.fold_in(key, 0)))
+        return self._state(data, info, self._world(key_world))
 
     def step(self, state: State, action: Float[Array, " U"], joints: Float[Array, " J"] | None = None) -> State:
         """`n_substeps` of physics under one action; position targets lie around `joints` (default: standing)."""
@@ -253,7 +253,8 @@ class RobotEnv(Env):
         times = self.config.sim_dt * jnp.arange(self.config.n_substeps)
         data, _ = jax.lax.scan(substep, state.data, times)
         # mjx.step leaves the frames of bodies and geoms at the pose before its last integration.
-        data = mjx.kinematics(self.physics.mjx_model, data)
+        # `ctrl` is what the next control step begins with, also where this one's came too late for every substep.
+        data = mjx.kinematics(self.physics.mjx_model, data.replace(ctrl=now))
         feet = {name: state.info[name] for name in ("foot_position", "foot_height")}
         return self._state(data, feet | {"last_action": action, "step": state.info["step"] + 1}, world)
 

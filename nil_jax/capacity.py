@@ -148,10 +148,10 @@ def _bytes(tree: Any) -> int:
 
 
 def device_bytes() -> int | None:
-    """Memory that JAX may use on its first device; on a CPU that of the machine; None where it is unknown."""
+    """Memory that JAX may use on its first device; CPU devices share that of the machine; None: unknown."""
     found = (own_device().memory_stats() or {}).get("bytes_limit")
     if found is None and own_device().platform == "cpu" and hasattr(os, "sysconf"):
-        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
     return found
 
 

@@ -161,6 +161,8 @@ def prepare(
     from nil_jax.rewards import load_encoder
 
     _check_new(output)
+    if encoder is None and encoder_pooling is not None:
+        raise ValueError(f"encoder_pooling: expected --encoder beside it, got {encoder_pooling} alone")
     env, clip = make(robot, feet=feet), read_video(video, fps=source_fps)
     loaded = None if encoder is None else load_encoder(encoder, encoder_pooling)
     with ERR.status("prepare ...") as status:
@@ -317,17 +319,17 @@ def distill(
     robots: Positional[Annotated[list[str], arg(metavar="ROBOT [ROBOT ...]")]],
     *,
     output: Output,
-    teacher: str = "i3d",
+    teacher: str = "none",
     config: OmitArgPrefixes[DistillConfig] = DistillConfig(),  # noqa: B008 (frozen)
     feet: Feet = None,
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> None:
-    """Teach a small encoder what a large one sees of these robots, and where their bodies are.
+    """Teach a small encoder where the bodies of these robots are, and what a large one sees of them.
 
     Args:
         robots: names or paths of MJCF files.
         output: folder to make; then train with --encoder FOLDER.
-        teacher: i3d, i3d:LAYER, or folder or id of a TimeSformer; none for poses alone.
+        teacher: none, for poses alone; i3d, i3d:LAYER, or folder or id of a TimeSformer.
         config: settings.
         feet: names of the foot bodies, as they are given to train; the lowest leaf bodies by default.
         json_output: print one JSON object on standard output.
@@ -337,6 +339,8 @@ def distill(
     from nil_jax.rewards import load_encoder
 
     _check_new(output)
+    if str(output) in ("student", "i3d"):
+        raise ValueError(f"output: expected another name, got {output}, which --encoder takes for one that ships")
     loaded = None if teacher == "none" else load_encoder(teacher)
     with Progress(console=ERR, transient=True, disable=not ERR.is_terminal) as bar:
         task = bar.add_task("start", total=1.0)
@@ -402,7 +406,8 @@ def guarded(command: Callable[[], None], name: str) -> None:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        if not _is_ours(error):
+        # The system names a file that it refuses, wherever that is found out.
+        if not (_is_ours(error) or (isinstance(error, OSError) and error.filename is not None)):
             raise
         ERR.print(f"{name}: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         parallel.leave(2)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from nil_jax.envs import EnvConfig
 from nil_jax.files import check_fields, one_line, read_json
 from nil_jax.learning import LearnerConfig
@@ -68,10 +70,11 @@ class Config:
     def with_fields(self, **values: Any) -> "Config":
         """A copy with single fields changed, each named without its part: `config.with_fields(num_envs=128)`.
 
-        `reward="paper"` (or "default") sets all fields of the reward first.
+        `reward="paper"` (or "default") sets all fields of the reward first. Lists count as tuples, and NumPy's numbers
+        as Python's.
 
         Raises:
-            ValueError: an unknown field or reward.
+            ValueError: an unknown field or reward, or a value of another type.
         """
         if "reward" in values:
             name = values.pop("reward")
@@ -81,7 +84,8 @@ class Config:
         parts = {}
         for part, settings in PARTS.items():
             known = {f.name for f in dataclasses.fields(settings)}
-            changes = {name: values.pop(name) for name in list(values) if name in known}
+            changes = {name: _plain(values.pop(name)) for name in list(values) if name in known}
+            check_fields(settings, changes, "config")
             parts[part] = dataclasses.replace(getattr(self, part), **changes)
         if values:
             name = next(iter(values))
@@ -172,6 +176,13 @@ def save_config(config: Config, path: Path) -> None:
     os.replace(new, path)
 
 
+def _plain(value: Any) -> Any:
+    """A value as the fields hold it: no field is a list, and JSON has no tuples and none of NumPy's numbers."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(value) if isinstance(value, list) else value
+
+
 def load_config(path: Path) -> Config:
     """Reads what `save_config` wrote.
 
@@ -182,8 +193,7 @@ def load_config(path: Path) -> Config:
         raw = read_json(path, "config")
         parts = {}
         for part, settings in PARTS.items():
-            # JSON has no tuples, and no field is a list.
-            fields = {name: tuple(v) if isinstance(v, list) else v for name, v in raw[part].items()}
+            fields = {name: _plain(value) for name, value in raw[part].items()}
             check_fields(settings, fields, "config")
             parts[part] = settings(**fields)
         return Config(**parts)

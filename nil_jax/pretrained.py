@@ -96,7 +96,7 @@ def load_pretrained(name: str | Path) -> Pretrained:
     encoder = saved.load_encoder()
     if encoder is not None:
         reference = with_embeddings(reference, encoder)
-    env, actor_critic = dataclasses.replace(saved, reference=reference).program()
+    env, actor_critic = dataclasses.replace(saved, reference=reference).program_of(robot, encoder)
     learner = _filled(actor_critic.init(jax.random.key(0)), tensors)
     return Pretrained(
         str(name),

@@ -259,6 +259,7 @@ class ImitationEnv(VmapWrapper):
         """Pose and velocity of a robot where evaluations begin, and the frame of the reference that belongs to them."""
         still = np.zeros(self.env.mj_model.nv, np.float32)
         if self.motion is None:
+            still[0] = self.env.config.reset_velocity
             return self.env.start_qpos, still, 0
         if self.config.starts == "rest":
             return self.env.default_qpos, still, self._rest_frame
@@ -345,7 +346,7 @@ class ImitationEnv(VmapWrapper):
         latest = self.clip_length if self.reference.loop else max(1, self.clip_length - MIN_TICKS)
 
         def draw(key: PRNGKeyArray) -> Int[Array, ""]:
-            key_where, key_frame = jax.random.split(jax.random.fold_in(key, 1))
+            key_where, key_frame = jax.random.split(jax.random.fold_in(key, 3))  # 0 to 2 are the robot's own
             somewhere = jax.random.randint(key_frame, (), 0, latest)
             return jnp.where(jax.random.uniform(key_where) < FIRST, 0, somewhere)
 

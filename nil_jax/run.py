@@ -146,14 +146,18 @@ class Run:
         return (self._checkpoints.latest or 0) if self.resume else 0
 
     def restore(self, state: Any, step: int) -> Any:
-        """The state of a checkpoint, in the structure of the given one; newer ones are forgotten.
-
-        Of runs side by side that were killed between their checkpoints some have one more than the others.
-        """
-        self._checkpoints.forget_newer(step)
+        """The state of a checkpoint, in the structure of the given one."""
         parts = self._checkpoints.restore(_parts(state, self.config.train.checkpoint_replay), step)
         self.say(f"resumed at step {step:,}")
         return _joined(state, parts)
+
+    def forget_newer(self, step: int) -> None:
+        """Deletes checkpoints behind the step that a run goes on from.
+
+        Of runs side by side that were killed between their checkpoints some have one more than the others.
+        """
+        if self._checkpoints is not None:
+            self._checkpoints.forget_newer(step)
 
     def begin(self, done: int, total: int) -> None:
         """Opens the logs behind what is done, and starts the progress bar."""
@@ -225,7 +229,8 @@ class Run:
 
     def divergence(self) -> str:
         """What to tell when the learner diverges."""
-        return f"the learner diverged (a loss is not finite); {self._kept}, and lower --critic-lr and --actor-lr"
+        what = "the learner diverged (a loss or gradient is not finite)"
+        return f"{what}; {self._kept}, and lower --critic-lr and --actor-lr"
 
     def unwritable(self, error: OSError) -> str:
         """What to tell when a file of the run cannot be written, as on a full disk."""
@@ -352,8 +357,12 @@ class SavedRun:
 
     def program(self) -> tuple[ImitationEnv, ActorCritic]:
         """The environment of the run, and the functions of its learner."""
+        return self.program_of(self.make_robot(), self.load_encoder())
+
+    def program_of(self, robot: RobotEnv, encoder: Encoder | None) -> tuple[ImitationEnv, ActorCritic]:
+        """The same, of what is loaded already."""
         config = self.config
-        env = ImitationEnv(self.make_robot(), self.reference, config.reward, self.load_encoder(), config.imitation)
+        env = ImitationEnv(robot, self.reference, config.reward, encoder, config.imitation)
         if self.renderer is not None:
             env = env.with_renderer(self.renderer)
         return env, make_actor_critic(env.observation_size, env.action_size, config.learner)

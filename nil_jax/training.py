@@ -141,8 +141,9 @@ def train_seeds(
     Raises:
         ValueError: no seeds, or one twice; and as `train` does, like the others. What ends one run ends all.
     """
+    seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds: expected one or more different integers, got {list(seeds)}")
+        raise ValueError(f"seeds: expected one or more different integers, got {seeds}")
     outputs = {seed: None if output is None else Path(output) / f"seed_{seed}" for seed in seeds}
     config = _settings(config, overrides, outputs[seeds[0]] if resume else None)
     given = {"source_fps": source_fps, "encoder": encoder, "progress": progress}
@@ -182,13 +183,15 @@ def _train(
     if ref_video is not None and not isinstance(env, RobotEnv):
         raise ValueError(f"env: expected a robot, from nil_jax.envs.make, beside a clip, got {type(env).__name__}")
     given = Reference.load(ref_video) if is_reference(ref_video) else ref_video
+    if source_fps is not None and (given is None or isinstance(given, Reference)):
+        raise ValueError(f"source_fps: expected it beside a clip that is still to be prepared, got {source_fps} alone")
     config = _as_given(config, env, given).with_fields(num_devices=config.train.num_devices or jax.device_count())
     runs = [
         Run.open(output, config.with_fields(seed=seed), env, resume=resume, progress=progress and i == 0)
         for i, (seed, output) in enumerate(outputs.items())
     ]
     run = runs[0]
-    encoder = encoder or _encoder(config, run)
+    encoder = encoder or _encoder(config, run, given if run.reference is None else run.reference)
     if run.encoder not in (None, encoder and encoder.digest):
         raise ValueError("encoder: expected the one that the run began with, got another; train(encoder=...) takes it")
     reference = _reference(env, given, config, source_fps, run)
@@ -241,7 +244,9 @@ def _as_made(settings: Any, made: Mapping[str, Any], advice: str) -> Any:
     return replace(settings, **made)
 
 
-def _encoder(config: Config, run: Run) -> Encoder | None:
+def _encoder(config: Config, run: Run, clip: Any) -> Encoder | None:
+    if clip is None:
+        return None
     if config.train.encoder is None or not config.reward.uses_video:
         run.say("video term off: no encoder is set, or its weight is 0 (--encoder student, i3d, or a TimeSformer)")
         return None
@@ -335,6 +340,7 @@ def _train_side_by_side(
         state = joined([run.restore(part(state, i, count), done) for i, run in enumerate(runs)])
         state = state if count == 1 else jax.device_put(state, program.shardings)
     for run in runs:
+        run.forget_newer(done)
         run.begin(done, total)
     episodes = []
     with Stop(runs[0].say) as stop:
@@ -348,7 +354,7 @@ def _train_side_by_side(
             for i, run in enumerate(runs):
                 summary = _summary(metrics if count == 1 else {name: value[:, i] for name, value in metrics.items()})
                 run.log(done, summary, steps_per_call / seconds)
-                if not np.isfinite(summary.get("learner/critic_loss", 0.0)):
+                if not all(np.isfinite(value) for name, value in summary.items() if name.startswith("learner/")):
                     raise FloatingPointError(run.divergence())
             if evals > evals_before:
                 episodes = [evaluate(part(state.learner, i, count), key) for i, key in enumerate(keys())]

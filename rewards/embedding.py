@@ -1,10 +1,11 @@
-"""Encoders of clips, from a checkpoint that the user names; there is no default and never a random one.
+"""Encoders of clips, the one that ships or from a checkpoint that the user names; never a random one.
 
 Axes: T frames of a video or clip, M clips, S S 3 square RGB image, D embedding.
 """
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -98,11 +99,12 @@ def load_encoder(
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
-    if str(name) == STUDENT or _is_student(Path(name)):
-        return _load_student(SHIPPED if str(name) == STUDENT else Path(name), pooling, dtype, num_frames)
-    named = re.fullmatch(r"i3d(?::([^@]*))?(?:@(.*))?", str(name))
+    name = os.path.expanduser(name)
+    if name == STUDENT or _is_student(Path(name)):
+        return _load_student(SHIPPED if name == STUDENT else Path(name), pooling, dtype, num_frames)
+    named = re.fullmatch(r"i3d(?::([^@]*))?(?:@(.*))?", name)
     if named is None:
-        return _load_timesformer(str(name), _check_pooling(pooling, "TimeSformer"), dtype, num_frames)
+        return _load_timesformer(name, _check_pooling(pooling, "TimeSformer"), dtype, num_frames)
     layer, file = named.groups(default=None)
     return _load_i3d(layer, file, _check_pooling(pooling, "I3D"), dtype, num_frames)
 

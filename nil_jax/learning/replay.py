@@ -107,7 +107,7 @@ def make_replay(config: LearnerConfig, num_envs: int) -> Replay:
         if stored.reward.shape[1] > steps_per_env:
             raise ValueError(
                 f"replay_size: expected at least {stored.reward.size} ({stored.reward.shape[1]} steps at once of "
-                f"num_envs={num_envs}), got {config.replay_size}; raise replay_size"
+                f"num_envs={num_envs}), got {config.replay_size}; raise it and num_timesteps, or lower num_envs"
             )
         return buffer.add(state, stored)
 

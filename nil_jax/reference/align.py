@@ -277,9 +277,10 @@ def sagittal_joints(mj_model: mujoco.MjModel, qpos: Float[np.ndarray, " nq"]) ->
 
 
 def sagittal_partners(mj_model: mujoco.MjModel, joints: np.ndarray) -> np.ndarray:
-    """For each of some joints the one on the other side of the body, as an index into `joints`."""
+    """For each of some joints the one on the other side of the body, or itself if that is none of them; an index."""
     partner, _ = mirror_joints(mj_model)
-    return np.searchsorted(joints, partner[joints])
+    among = np.where(np.isin(partner[joints], joints), partner[joints], joints)
+    return np.searchsorted(joints, among)
 
 
 def nominal_camera(mj_model: mujoco.MjModel, qpos: Float[np.ndarray, " nq"], geom_ids: np.ndarray) -> Camera:

@@ -65,6 +65,8 @@ def find_masks(
     """
     presence = np.ones(len(video.frames))
     if given is not None:
+        if segmenter != "uniform":
+            raise ValueError(f"segmenter: expected none beside given masks, got {segmenter}; leave one of them out")
         _expect_like(given, video)
         masks = given
         about = {"segmentation": "given", "masks_sha256": hashlib.sha256(np.ascontiguousarray(given)).hexdigest()}

@@ -48,11 +48,12 @@ def decode_video(path: Path, max_seconds: float) -> Decoded:
         with av.open(f"file:{path}", options=_limits(), metadata_errors="replace") as container:
             stream = _video_stream(container, path)
             rate = float(stream.average_rate or stream.guessed_rate or 30)
+            aspect = float(np.clip(stream.sample_aspect_ratio or 1, 1 / 4, 4))  # of a pixel, which need not be square
             reformatter = VideoReformatter()  # one for all: each starts threads of its own
             for frame, time in _timed(_decoded(container, stream), rate):
                 if len(times) == MAX_FRAMES or (times and time >= max_seconds):
                     return Decoded(frames[: len(times)], np.asarray(times), rate, True)
-                picture = _pixels(frame, reformatter)
+                picture = _pixels(frame, aspect, reformatter)
                 if not times:
                     # Memory that is not written to is not taken, and frames need not be copied together at the end.
                     frames = np.empty((MAX_FRAMES, *picture.shape), np.uint8)
@@ -109,9 +110,9 @@ def _timed(frames: Iterator[av.VideoFrame], rate: float) -> Iterator[tuple[av.Vi
         yield frame, last
 
 
-def _pixels(frame: av.VideoFrame, reformatter: VideoReformatter) -> UInt8[np.ndarray, "H W 3"]:
-    scale = min(1.0, MAX_SIDE / max(frame.width, frame.height))
-    width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+def _pixels(frame: av.VideoFrame, aspect: float, reformatter: VideoReformatter) -> UInt8[np.ndarray, "H W 3"]:
+    shown = np.array([frame.width * aspect, frame.height])
+    width, height = (max(1, round(side)) for side in shown * min(1.0, MAX_SIDE / shown.max()))
     has_alpha = any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8"
     image = reformatter.reformat(frame, width, height, "rgba" if has_alpha else "rgb24").to_ndarray()
     return _upright(_on_white(image) if has_alpha else image, frame)

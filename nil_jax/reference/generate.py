@@ -109,9 +109,9 @@ def first_look(env: envs.RobotEnv, video: Video, **settings: Any) -> Mapping[str
     """How well a clip shows the robot: score and parts of its verdict (see `reference.verdict`), each in [0, 1].
 
     Whether the robot walks is not asked: one that stands still may win. `settings` are fields of `ReferenceConfig`; the
-    sizes are small ones.
+    sizes are small ones, and poses, which the verdict does not ask for, are fitted to the first frame alone.
     """
-    small = {"mask_size": RANKING_SIDE, "frame_size": RANKING_SIDE}
+    small = {"mask_size": RANKING_SIDE, "frame_size": RANKING_SIDE, "track": False, "cycle": False}
     verdict = prepare_reference(env, video, **settings | small).provenance["verdict"]
     return {"score": verdict["score"]} | verdict["parts"]
 

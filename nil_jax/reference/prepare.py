@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from nil_jax.envs import Body
@@ -34,7 +34,9 @@ from nil_jax.rewards import Encoder, clip_indices, embed_clips
 FORMAT = 1  # of the folder; raised when older code could not read it
 ARRAYS, SETTINGS = "reference.npz", "reference.json"
 CAMERA_ARRAYS = {"position": (3,), "rotation": (3, 3), "focal": (), "center": (2,)}  # with their shapes
+SEGMENTER_MODEL = "facebook/sam2.1-hiera-tiny"
 FACINGS = ("auto", "right", "left")
+MAX_TICKS = 6000  # two gigabytes of frames and masks, and hours of fitting
 EMBEDDING = "embedding_"  # prefix of an embedding's name among the arrays; the encoder's digest follows
 
 
@@ -170,7 +172,7 @@ class ReferenceConfig:
     speed: float = 1.0  # 2.0 plays the clip twice as fast: for clips in slow motion
     facing: Literal["auto", "right", "left"] = "auto"  # of the robot in the clip; one that faces left is mirrored
     segmenter: Literal["uniform", "sam2"] = "uniform"  # sam2: for a background that is not plain
-    segmenter_model: str = "facebook/sam2.1-hiera-tiny"  # folder or Hugging Face id; 39 M weights, a 156 MB download
+    segmenter_model: str = SEGMENTER_MODEL  # folder or Hugging Face id; 39 M weights, a 156 MB download
 
     def __post_init__(self):
         for name, low, high in (
@@ -184,6 +186,8 @@ class ReferenceConfig:
         for name, allowed in (("facing", FACINGS), ("segmenter", SEGMENTERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.segmenter == "uniform" and self.segmenter_model != SEGMENTER_MODEL:
+            raise ValueError(f"segmenter_model: expected it with --segmenter sam2, got {self.segmenter_model!r} alone")
         if self.cycle and (self.loop or not self.track):
             raise ValueError("cycle: expected it with --track and without --loop, as it cuts a loop by fitted poses")
 
@@ -217,15 +221,15 @@ def prepare_reference(
     report = progress or (lambda stage, part: None)
     report("read", 0.0)
     video = read_video(video, fps=source_fps)
+    times = _times(video, config)
     report("segment", 0.0)
     wanted = config.segmenter, config.segmenter_model, masks
     seen = find_masks(env, video, *wanted, progress=partial(report, "segment"))
     square = square_crop(seen.masks)
-    times = _times(video, config)
     report("resample", 0.0)
     source_masks = crop(seen.masks, square, False)
     fine_masks = _fine_masks_at(source_masks, times, config)
-    shown = np.round(times).astype(int) % len(video.frames)
+    shown = _shown(times, video)
     pictures = crop(video.frames, square, 255)
     pictures[~source_masks] = 255
     frames = all_resized(pictures, config.frame_size)[shown]
@@ -295,14 +299,24 @@ def _times(video: Video, config: ReferenceConfig) -> Float[np.ndarray, " T"]:
             f"video {video.name}: expected a clip of at least 2 ticks at {config.fps:g} per second, "
             f"got {video.duration:.2f} s at speed {config.speed:g}; raise fps or lower speed"
         )
+    if len(times) > MAX_TICKS:
+        raise ValueError(
+            f"video {video.name}: expected a clip of at most {MAX_TICKS} ticks, got {len(times)} at {config.fps:g} per "
+            f"second and speed {config.speed:g}; lower fps or raise speed"
+        )
     return times
+
+
+def _shown(times: Float[np.ndarray, " T"], video: Video) -> Int[np.ndarray, " T"]:
+    """The frame nearest to each time; of halves always the later one, so that the cadence is even."""
+    return np.floor(times + 0.5).astype(int) % len(video.frames)
 
 
 def clip_at_ticks(video: Video, reference: Reference) -> UInt8[np.ndarray, "T S S 3"]:
     """The clip as it was, background included, cut and resampled like the reference that was made from it."""
     made = reference.provenance
     config = ReferenceConfig(**{f.name: made[f.name] for f in fields(ReferenceConfig) if f.name in made})
-    shown = np.round(_times(video, config)).astype(int) % len(video.frames)
+    shown = _shown(_times(video, config), video)
     frames = crop(video.frames[shown], tuple(made["crop"]), 255)
     frames = frames[:, :, ::-1] if made["mirrored"] else frames
     frames = all_resized(frames, config.frame_size)

@@ -5,7 +5,7 @@ Axes: T frames, H rows, W columns, S output ticks.
 
 import hashlib
 import itertools
-import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from scipy.ndimage import distance_transform_edt
 
+from nil_jax.files import read_json
 from nil_jax.reference.decode import IMAGE_SUFFIXES, MAX_FRAMES, decode_images, decode_video
 
 MAX_SECONDS = 30.0
@@ -86,7 +87,7 @@ def read_video(
                 "fps: expected frames per second with an array of frames, got none; pass source_fps=30.0 "
                 "(fps=30.0 to read_video)"
             )
-        limit = max(2, min(MAX_FRAMES, int(max_seconds * fps)))
+        limit = _most_frames(max_seconds, fps)
         digest = hashlib.sha256(np.ascontiguousarray(source)).hexdigest()
         return Video(source[:limit], float(fps), sha256=digest, shortened=len(source) > limit)
     path = Path(source)
@@ -99,6 +100,11 @@ def read_video(
     return _read_file(path, fps, max_seconds)
 
 
+def _most_frames(seconds: float, fps: float) -> int:
+    """As many as `decode_video` takes of a file: those that are shown before the end of the time."""
+    return max(2, min(MAX_FRAMES, math.ceil(seconds * fps - 1e-6)))
+
+
 def _read_folder(path: Path, fps: float | None, max_seconds: float) -> Video:
     if fps is None:
         raise ValueError(
@@ -108,7 +114,7 @@ def _read_folder(path: Path, fps: float | None, max_seconds: float) -> Video:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
     if not files:
         raise ValueError(f"video {path}: expected images ({', '.join(IMAGE_SUFFIXES)}) in the folder, got none")
-    limit = max(2, min(MAX_FRAMES, int(max_seconds * fps)))
+    limit = _most_frames(max_seconds, fps)
     digest, frames = hashlib.sha256(), decode_images(files[:limit])
     for name in files[:limit]:
         with name.open("rb") as file:
@@ -133,9 +139,9 @@ def sidecar(path: str | Path) -> Path:
 def _origin(path: Path, digest: str) -> Mapping[str, Any]:
     """What the file beside a video says of exactly this video; nothing where there is no such file."""
     try:
-        made = json.loads(sidecar(path).read_text(encoding="utf-8"))
+        made = read_json(sidecar(path), "clip")
         return made if made["sha256"] == digest else {}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ValueError, KeyError):
         return {}
 
 

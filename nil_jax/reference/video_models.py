@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import importlib
 import inspect
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nil_jax.files import one_line
+from nil_jax.files import one_line, read_json
 from nil_jax.reference.families import FAMILIES, Family
 
 INDEX = "model_index.json"
@@ -140,11 +139,7 @@ def _read_index(folder: Path) -> Mapping[str, Any]:
             f"model: expected a diffusers model, a folder with {INDEX}, got {folder}, which has none; "
             "a single .safetensors file or weights of another library will not do"
         )
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        return {str(key): value for key, value in index.items()}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"model: expected a JSON object in {path}, got {one_line(error)}; download it again") from None
+    return read_json(path, "model")
 
 
 def _families(index: Mapping[str, Any]) -> list[Family]:
@@ -183,11 +178,7 @@ def _setting(folder: Path | None, index: Mapping[str, Any], component: str, name
     """A setting of the pipeline or of a component; None where there is none."""
     if not component:
         return index.get(name)
-    path = Path(folder or "", component, "config.json")
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get(name)
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"model: expected settings in {path}, got {one_line(error)}; download it again") from None
+    return read_json(Path(folder or "", component, "config.json"), "model").get(name)
 
 
 def best_device() -> str:

@@ -63,11 +63,11 @@ def convex_pieces(
 
 
 def _simplified(vertices: np.ndarray, faces: np.ndarray, cell: float) -> np.ndarray:
-    """Triangles [F, 3, 3] after merging all vertices of a cubic cell; those that vanish are left out."""
+    """Triangles [F, 3, 3] after merging all vertices of a cubic cell; those that vanish are left out, unless all do."""
     _, first, merged = np.unique(np.round(vertices / cell), axis=0, return_index=True, return_inverse=True)
-    faces = merged.reshape(-1)[faces]
-    real = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
-    return vertices[first][faces[real]]
+    left = merged.reshape(-1)[faces]
+    real = (left[:, 0] != left[:, 1]) & (left[:, 1] != left[:, 2]) & (left[:, 2] != left[:, 0])
+    return vertices[first][left[real]] if real.any() else vertices[faces]
 
 
 def _hull(points: np.ndarray) -> ConvexHull:

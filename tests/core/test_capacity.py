@@ -95,6 +95,12 @@ def test_a_compiled_step_that_does_not_fit_is_refused(monkeypatch):
         capacity.check_compiled(needed)
 
 
+def test_devices_of_one_cpu_share_its_memory(monkeypatch):
+    alone = capacity.device_bytes()
+    monkeypatch.setattr(jax, "local_device_count", lambda: 8)
+    assert capacity.device_bytes() == alone // 8
+
+
 def test_the_memory_of_this_machine_is_known():
     assert 1e8 < capacity.device_bytes() < 1e14
 

@@ -117,6 +117,15 @@ def test_a_folder_of_frames_is_trained_on_at_its_rate(tiny_path, tmp_path, monke
         (["eval", "{trained}", "--num-envs", "0"], "num_envs: expected an integer >= 1"),
         (["train", "{tiny}", "{ref}", "-o", "{tmp}/run", "--speed", "3"], "the reference is prepared"),
         (["train", "{tiny}", "{clip}", "-o", "{tmp}/run", "--num-devices", "0"], "num_devices: expected an integer"),
+        (
+            ["train", "{tiny}", "{ref}", "-o", "{tmp}/run", "--source-fps", "30"],
+            "source_fps: expected it beside a clip",
+        ),
+        (["train", "{tiny}", "{tmp}/{long}.mp4", "-o", "{tmp}/run"], "File name too long"),
+        (["prepare", "{tiny}", "{clip}", "-o", "{tmp}/new", "--encoder-pooling", "mean"], "expected --encoder beside"),
+        (["prepare", "{tiny}", "{clip}", "-o", "{tmp}/new", "--segmenter-model", "x/y"], "it with --segmenter sam2"),
+        (["prepare", "{tiny}", "{clip}", "-o", "{tmp}/new", "--segmenter", "sam2", "--masks", "{clip}"], "given masks"),
+        (["prepare", "{tiny}", "{clip}", "-o", "{tmp}/new", "--fps", "1000", "--speed", "0.1"], "at most 6000 ticks"),
         (["frame", "unitree_a1", "-o", "{tmp}/new.txt"], "ends in .png"),
         (["frame", "{tiny}", "-o", "{tmp}/new.png", "--feet", "hand"], "feet: expected names of bodies"),
         (["render", "{trained}", "-o", "{tmp}/new.gif"], "ends in .mp4"),
@@ -136,6 +145,7 @@ def test_bad_input_gets_a_clear_message_and_leaves_nothing(argv, message, tmp_pa
         "clip": clip,
         "trained": trained,
         "ref": trained / "reference",
+        "long": "x" * 300,
     }
     capsys.readouterr()
     code = run(*[word.format(**places) for word in argv])

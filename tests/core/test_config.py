@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 
+import numpy as np
 import pytest
 
 from nil_jax import cli
@@ -26,6 +27,16 @@ def test_single_fields_change_without_naming_their_part():
     config = Config().with_fields(num_envs=7, gamma=0.5, mask_size=32)
     assert (config.train.num_envs, config.learner.gamma, config.reference.mask_size) == (7, 0.5, 32)
     assert differences(Config(), config) == {"num_envs": (128, 7), "gamma": (0.98, 0.5), "mask_size": (64, 32)}
+
+
+def test_lists_and_numbers_of_numpy_are_taken_and_other_types_are_refused(tmp_path):
+    config = Config().with_fields(seed=np.arange(3)[2], gamma=np.float32(0.5), actor_hidden=[8, 9])
+    assert config == Config().with_fields(seed=2, gamma=0.5, actor_hidden=(8, 9))
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+    for name, value in {"num_timesteps": 3e5, "gamma": "high", "loop": 1, "critic": 2}.items():
+        with pytest.raises(ValueError, match=f"config: expected {name} of type .*, got {str(value)!r}"):
+            Config().with_fields(**{name: value})
 
 
 def test_the_paper_preset_has_the_published_terms_and_uses_no_motion():

@@ -31,6 +31,7 @@ def dark_teacher() -> Encoder:
     return Encoder(jnp.float32(1.0), embed, 3, 32, 64, "dark")
 
 
+@pytest.mark.slow
 def test_a_student_learns_poses_and_its_teacher(painter, tmp_path):
     stages = []
     found = distill(
@@ -91,6 +92,7 @@ def test_the_loss_of_distances_equals_a_loop():
     [
         (["distill", "unitree_h2", "-o", "{tmp}/s", "--teacher", "none"], "nearest: unitree_h1"),
         (["distill", "unitree_a1", "-o", "{tmp}", "--teacher", "none"], "which exists"),
+        (["distill", "unitree_a1", "-o", "student"], "which --encoder takes for one that ships"),
         (["distill", "unitree_a1", "-o", "{tmp}/s", "--teacher", "{tmp}"], "encoder: expected"),
         (["distill", "unitree_a1", "-o", "{tmp}/s", "--num-steps", "0"], "num_steps: expected"),
     ],

@@ -1,6 +1,7 @@
 """The notebooks and scripts of examples/: they are clean, and in small they do what they show."""
 
 import json
+import pkgutil
 import re
 import runpy
 import subprocess
@@ -56,6 +57,12 @@ def test_a_notebook_is_valid_and_holds_no_outputs(path):
             assert cell["outputs"] == [] and cell["execution_count"] is None
         else:
             assert cell["cell_type"] == "markdown" and set(cell) == {"cell_type", "id", "metadata", "source"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_takes_from_the_library_is_there(path):
+    for name in re.findall(r"\bnil_jax(?:\.\w+)+", "\n".join(code_cells(path))):
+        pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -132,6 +132,7 @@ def test_ten_updates_on_eight_devices_agree_with_one(processes, start):
             assert parameters < 1e-5 and everything < 1e-4 and moved > 1e-3
 
 
+@pytest.mark.slow
 def test_training_on_eight_devices_learns_and_resumes_bit_equal(tmp_path):
     whole = run(tmp_path / "whole.npz", 8, output=str(tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr[-2000:]
@@ -230,12 +231,17 @@ def test_seeds_side_by_side_are_those_one_after_the_other(tmp_path):
         assert result.folder == tmp_path / "both" / f"seed_{seed}" and (result.folder / "evaluation.json").is_file()
     actors = [jax.tree.leaves(result.learner.params["actor"])[0] for result in found]
     assert np.abs(actors[0] - actors[1]).max() > 0.01
-    # As if the runs had been killed while the last checkpoints were written: one is there, the other is not.
+    # As if the runs had been killed while the last checkpoints were written, and then while the first ones were: one is
+    # there, the other is not.
     folders = [result.folder / "checkpoints" for result in found]
     newest = max(folders[0].iterdir(), key=lambda path: int(path.name))
-    shutil.rmtree(newest)
-    with jax.debug_key_reuse(False):
-        again = nil_jax.train_seeds(Seek(), seeds=(3, 5), output=tmp_path / "both", resume=True, **settings)
+    for lost in ([newest], folders[0].iterdir()):
+        for folder in lost:
+            shutil.rmtree(folder)
+        with jax.debug_key_reuse(False):
+            again = nil_jax.train_seeds(Seek(), seeds=(3, 5), output=tmp_path / "both", resume=True, **settings)
+        steps = [sorted(int(path.name) for path in folder.iterdir()) for folder in folders]
+        assert steps[0] == steps[1] and steps[0][-1] == int(newest.name)
     for before, after in zip(found, again, strict=True):
         jax.tree.map(np.testing.assert_array_equal, before.learner, after.learner)
         steps = [row["step"] for row in read_metrics(after.folder) if "sps" in row]

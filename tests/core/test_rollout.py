@@ -255,6 +255,11 @@ def test_evaluations_from_rest_begin_where_they_say(tiny_env, moving_reference):
         np.testing.assert_allclose(state.data.qvel[0], velocity, atol=tiny_env.config.reset_noise + 1e-5)
 
 
+def test_without_a_motion_evaluations_begin_with_the_speed_of_the_settings(tiny_env, tiny_reference):
+    moving = nil_jax.envs.make(tiny_env.spec.handle, tiny_env.config, reset_velocity=0.7)
+    assert ImitationEnv(moving, tiny_reference).first_pose()[1][:2].tolist() == pytest.approx([0.7, 0.0])
+
+
 def test_what_an_environment_has_is_not_given_again(tiny_env, tiny_reference):
     env, policy = ImitationEnv(tiny_env, tiny_reference), sine_policy_of(tiny_env.action_size)
     for given in ({"reference": tiny_reference}, {"reward": RewardConfig()}, {"config": ImitationConfig()}):

@@ -26,6 +26,7 @@ def sine_policy(observation, key):
     return jnp.sin(jnp.arange(observation.shape[0], dtype=jnp.float32))[:, None] * jnp.ones((1, 2)), {}
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_warp_and_tells_of_lost_contacts(tiny_path, tiny_reference, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(physics, "tumble", lambda *arguments: (4, 3))  # fewer rows than one contact has
     monkeypatch.setattr(capacity, "_seconds_per_look", lambda env, _: {"jax": 2.0, "warp": 1.0}[env.renderer_kind])

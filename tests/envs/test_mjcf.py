@@ -45,6 +45,18 @@ def test_a_base_of_slides_and_hinges_becomes_a_free_joint(split):
     assert split.joint_names == ("knee",) and split.mj_model.nq == 8
 
 
+def test_keyframes_keep_the_coordinates_of_the_robot_alone():
+    door = '<body name="door" pos="2 0 1"><joint axis="0 0 1"/><geom type="box" size=".1 .1 .1" mass="2"/></body>'
+    leg = '<joint name="knee" axis="0 1 0"/><geom type="capsule" fromto="0 0 0 0 0 -.3" size=".03" mass="1"/>'
+    trunk = '<freejoint/><geom type="sphere" size=".1" mass="2"/>'
+    robot = f'<body name="base" pos="0 0 .5">{trunk}<body name="leg">{leg}</body></body>'
+    key = '<keyframe><key name="home" qpos="0 0 .6 1 0 0 0 .25 .5"/></keyframe>'
+    text = f"<mujoco><worldbody>{robot}{door}</worldbody>{key}</mujoco>"
+    prepared = prepare(mujoco.MjSpec.from_string(text), **SETTINGS)
+    assert prepared.mj_model.nq == 8
+    np.testing.assert_allclose(prepared.keyframes["home"], [0, 0, 0.6, 1, 0, 0, 0, 0.25])
+
+
 def test_torque_limits_come_from_gear_and_control_range(split):
     np.testing.assert_allclose(split.torque_limit, [40.0])
 

@@ -212,7 +212,9 @@ def test_episodes_differ_in_their_physics_within_the_spreads(varied, tiny_env):
 
 def test_a_varied_robot_moves_as_the_c_engine_says(varied):
     env, states = varied
-    action = jnp.array([0.7, -0.5])
+    latest = 0.95 * env.config.ctrl_dt  # comes too late for every substep of its own control step
+    states.info["world/latency"] = states.info["world/latency"].at[1].set(latest)
+    actions, step = jnp.array([[0.7, -0.5], [-0.6, 0.4], [0.2, 0.9]]), jax.jit(env.step)
     for index in range(2):
         state = jax.tree.map(lambda leaf, i=index: leaf[i], states)
         # 2 mm in the floor: feet that just touch it do so in single or in double precision, but not in both.
@@ -222,8 +224,8 @@ def test_a_varied_robot_moves_as_the_c_engine_says(varied):
             getattr(model, name)[:] = state.info[f"world/{name}"]
         data = mujoco.MjData(model)
         data.qpos[:], data.qvel[:] = state.data.qpos, state.data.qvel
-        ctrl, step = np.asarray(state.data.ctrl), jax.jit(env.step)
-        for _ in range(3):
+        ctrl = np.asarray(state.data.ctrl)
+        for action in actions:
             state = step(state, action)
             for substep in range(env.config.n_substeps):
                 late = substep * env.config.sim_dt < float(state.info["world/latency"])

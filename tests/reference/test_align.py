@@ -69,6 +69,7 @@ def test_sagittal_joints_and_their_partners_are_found(biped):
     joints = sagittal_joints(biped.mj_model, biped.start_qpos)
     assert [biped.joint_names[j] for j in joints] == ["left_hip", "left_knee", "right_hip", "right_knee"]
     np.testing.assert_array_equal(sagittal_partners(biped.mj_model, joints), [2, 3, 0, 1])
+    np.testing.assert_array_equal(sagittal_partners(biped.mj_model, joints[:3]), [2, 1, 0])  # a knee without its twin
 
 
 def test_soft_iou_agrees_with_counting_pixels():

@@ -236,6 +236,7 @@ def test_of_several_clips_the_best_is_kept_and_all_are_listed(wan, tiny_env, dra
     assert (seen[0] != seen[1]).any() and (seen[1] != seen[2]).any()
 
 
+@pytest.mark.slow
 def test_a_robot_that_keeps_its_shape_is_ranked_above_one_that_melts(tiny_env, picture):
     still = np.stack([picture] * 8)
     good = first_look(tiny_env, Video(still, 25.0))
@@ -268,6 +269,7 @@ def test_the_note_beside_a_clip_counts_only_for_that_clip(picture, tmp_path):
         json.dumps({"sha256": digest, "seed": 1}): {"sha256": digest, "seed": 1},
         json.dumps({"sha256": "0" * 64}): {},
         json.dumps([digest]): {},
+        "[" * 200_000: {},
         "{": {},
     }.items():
         (tmp_path / "walk.json").write_text(text)
@@ -304,3 +306,4 @@ def test_clips_are_ranked_with_the_settings_that_they_are_prepared_with(tiny_env
     ranking, preparing = prepared
     assert all(settings["speed"] == 2.0 and settings["segmenter"] == "sam2" for settings in prepared)
     assert ranking["mask_size"] == generate.RANKING_SIDE and "mask_size" not in preparing
+    assert not ranking["track"] and "track" not in preparing  # which takes minutes, and no part of the verdict asks for

@@ -10,7 +10,7 @@ import pytest
 
 from nil_jax import envs
 from nil_jax.reference import Reference, Video, prepare_reference, read_video, with_embeddings, write_preview
-from nil_jax.reference.prepare import clip_at_ticks
+from nil_jax.reference.prepare import _shown, clip_at_ticks
 from nil_jax.rendering import Camera, make_scene, render_masks, side_camera
 from nil_jax.rewards import Encoder
 
@@ -194,6 +194,12 @@ def test_another_encoder_embeds_again_and_the_same_one_does_not(reference):
     second = with_embeddings(first, pixel_encoder("other", 2.0))
     assert set(second.embeddings) == {"pixels", "other"}
     np.testing.assert_allclose(second.embeddings["other"], 2 * second.embeddings["pixels"], rtol=1e-6)
+
+
+def test_a_clip_is_resampled_in_an_even_cadence():
+    video = Video(np.zeros((9, 16, 16, 3), np.uint8), 25.0)
+    assert _shown(np.arange(6) / 2, video).tolist() == [0, 1, 1, 2, 2, 3]
+    assert _shown(np.arange(6) * 1.5, video).tolist() == [0, 2, 3, 5, 6, 8]
 
 
 def test_bad_settings_and_clips_are_refused(robot):

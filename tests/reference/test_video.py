@@ -88,6 +88,14 @@ def test_large_and_long_clips_are_bounded(tmp_path):
     assert (len(video.frames), video.shortened) == (3, True)
 
 
+@pytest.mark.parametrize("rate", [30.0, Fraction(30_000, 1001), Fraction(24_000, 1001)])
+def test_a_folder_holds_as_many_frames_of_half_a_minute_as_a_file(tmp_path, rate):
+    frames = np.zeros((910, 16, 16, 3), np.uint8)
+    write_video(tmp_path / "long.mp4", frames, float(rate))
+    video = read_video(tmp_path / "long.mp4")
+    assert video.shortened and len(read_video(frames, fps=video.fps).frames) == len(video.frames)
+
+
 def test_bad_sources_get_one_clear_line(tmp_path):
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(4000))
     (tmp_path / "empty").mkdir()

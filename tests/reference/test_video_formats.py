@@ -1,6 +1,7 @@
 """Clips as people have them: depth, range and matrix of colours, transparency, orientation, odd sizes, odd names."""
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -150,6 +151,19 @@ def test_a_clip_is_turned_as_its_header_says(tmp_path, matrix):
     stored = read_video(path).frames
     set_matrix(path, *matrix)
     np.testing.assert_array_equal(read_video(path).frames, [turned(frame, *matrix) for frame in stored])
+
+
+@pytest.mark.parametrize(("aspect", "width"), [(Fraction(16, 9), 114), (Fraction(1, 2), 32), (Fraction(1), 64)])
+def test_pixels_that_are_not_square_are_shown_as_wide_as_they_are(tmp_path, aspect, width):
+    path = tmp_path / "wide.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        for picture in coloured():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture[..., :3])))
+        container.mux(stream.encode(None))
+    assert read_video(path).frames.shape[1:3] == (48, width)
 
 
 def test_images_are_turned_as_their_exif_says(tmp_path):

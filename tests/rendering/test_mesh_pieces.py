@@ -51,6 +51,11 @@ def test_flat_sheet_is_drawn_as_a_thin_plate():
     assert not inside([piece], np.array([[0.5, 0.5, 0.01], [1.1, 0.5, 0.0]])).any()
 
 
+def test_a_speck_is_drawn_as_it_is():
+    (piece,) = convex_pieces(*boxes(((0, 0, 0), (2e-3, 2e-3, 2e-3))), 1.8)
+    np.testing.assert_allclose(sorted(piece[:, 3]), [0, 0, 0, 2e-3, 2e-3, 2e-3], atol=1e-4)
+
+
 def test_mesh_is_cut_once_and_then_read_from_the_cache(cache, monkeypatch):
     mesh = boxes(((0, 0, 0), (3, 1, 1)), ((0, 0, 0), (1, 1, 3)))
     first = convex_pieces(*mesh, 3.0)

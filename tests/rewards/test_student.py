@@ -27,7 +27,7 @@ def clips(count, config=SMALL):
     return jnp.asarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
 
 
-def test_a_saved_student_is_the_same_encoder(saved):
+def test_a_saved_student_is_the_same_encoder(saved, monkeypatch):
     encoder = load_encoder(saved)
     assert (encoder.num_frames, encoder.image_size, encoder.embedding_size) == (3, 16, 3 * 4 + 5)
     assert (encoder.similarity, encoder.scale) == ("l2", 0.2)
@@ -40,6 +40,8 @@ def test_a_saved_student_is_the_same_encoder(saved):
     np.testing.assert_allclose(z[:, 12:], 0.5 * np.asarray(teacher), atol=ROUNDING)
     np.testing.assert_allclose(np.linalg.norm(z[:, 12:], axis=1), 0.5, rtol=1e-5)
     assert load_encoder(saved).digest == encoder.digest
+    monkeypatch.setenv("HOME", str(saved.parent))
+    assert load_encoder(f"~/{saved.name}").digest == encoder.digest
 
 
 def test_distances_of_embeddings_are_means_over_frames(saved):
