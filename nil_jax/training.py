@@ -263,7 +263,7 @@ def _warn_of_stranger(encoder: Encoder, env: Env, run: Run) -> None:
     run.say(
         f"warning: the encoder was not taught on {env.spec.name}; on random motions of it its distances and the true "
         f"ones have a rank correlation of {found:.2f} (the shipped one has 0.80 on Unitree H1); to teach one of your "
-        f"own, type: nil-jax distill {env.spec.handle} --teacher none -o my_student{_feet(env)}"
+        f"own, type: nil-jax distill {env.spec.handle} -o my_student{_feet(env)}"
     )
 
 
