@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from short_run import TRAIN_FLAGS
+from short_run import SETTINGS, flags
 
 import nil_jax
 from nil_jax import cli
@@ -166,7 +166,8 @@ def test_a_reward_of_ones_own_is_trained_and_logged(made, tiny_path, tmp_path, m
 @pytest.mark.slow
 def test_seeds_are_trained_once_and_summed_up(made, tiny_path, tmp_path, capsys):
     main = runpy.run_path(str(EXAMPLES / "several_seeds.py"))["main"]
-    arguments = [str(tiny_path), str(made / "swing.ref"), "-o", str(tmp_path / "runs"), "--seeds", "2", *TRAIN_FLAGS]
+    named = [str(tiny_path), str(made / "swing.ref"), "-o", str(tmp_path / "runs")]
+    arguments = [*named, "--seeds", "2", *flags(SETTINGS)]
     main(arguments)
     first = capsys.readouterr().out
     assert [line.split()[0] for line in first.splitlines()] == ["return", "mask_iou", "distance", "fall"]
