@@ -48,7 +48,7 @@ def decode_video(path: Path, max_seconds: float) -> Decoded:
         with av.open(f"file:{path}", options=_limits(), metadata_errors="replace") as container:
             stream = _video_stream(container, path)
             rate = float(stream.average_rate or stream.guessed_rate or 30)
-            aspect = float(np.clip(stream.sample_aspect_ratio or 1, 1 / 4, 4))  # of a pixel, which need not be square
+            aspect = min(max(float(stream.sample_aspect_ratio or 1), 1 / 4), 4.0)  # of a pixel: not always square
             reformatter = VideoReformatter()  # one for all: each starts threads of its own
             for frame, time in _timed(_decoded(container, stream), rate):
                 if len(times) == MAX_FRAMES or (times and time >= max_seconds):
