@@ -103,7 +103,7 @@ def test_a_damaged_model_is_refused(wan):
 def test_settings_that_decide_the_variant_must_be_readable(tmp_path):
     folder = tiny_pipelines.save(tiny_pipelines.cogvideox, tmp_path / "cogvideox")
     (folder / "transformer" / "config.json").write_text("{")
-    refused("expected settings in .*config.json", find_model, folder)
+    refused("expected a JSON object in .*config.json", find_model, folder)
 
 
 def test_parts_that_need_it_stay_in_float32(saved):
