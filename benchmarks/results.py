@@ -12,8 +12,8 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADER = """# Results
 
 Written by `results.py` from the rows that the scripts of this folder print; not by hand. A ratio above 1 means better
-than the peer, which was measured in the same run. Times and speeds are the best of a few repeats; what was
-learned is that of one run, or the mean of as many as the row says.
+than the peer, which was measured in the same run. Times and speeds are the best of a few repeats, or
+medians; what was learned is that of one run, or the mean of as many as the row says.
 """
 
 

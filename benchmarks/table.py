@@ -97,7 +97,7 @@ def fit_to_clip(env: nil_jax.ImitationEnv, gait: Gait) -> float:
 def nearest(gait: Gait, qpos: np.ndarray, rate: float) -> float:
     """Mean distance (m) of windows of a path, of poses at this rate, from the nearest ones of a gait."""
     body: Body = gait.body
-    window = round(WINDOW_SECONDS * rate)
+    window = max(2, round(WINDOW_SECONDS * rate))
     starts = np.arange(0, max(1, len(qpos) - window), window // 2)
     points = body.keypoints(qpos)[np.minimum(starts[:, None] + np.arange(window), len(qpos) - 1)]
     phases = np.linspace(0, gait.period, PHASES, endpoint=False)[:, None] + np.arange(window) / rate

@@ -61,7 +61,9 @@ def test_a_notebook_is_valid_and_holds_no_outputs(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_what_a_notebook_takes_from_the_library_is_there(path):
-    for name in re.findall(r"\bnil_jax(?:\.\w+)+", "\n".join(code_cells(path))):
+    names = re.findall(r"\bnil_jax(?:\.\w+)+", "\n".join(code_cells(path)))
+    assert "nil_jax.train" in names
+    for name in names:
         pkgutil.resolve_name(name)
 
 
