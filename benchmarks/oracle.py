@@ -9,6 +9,7 @@ NAME is "h1 walk", "h1 run", "a1 walk" or "talos walk". What a policy reaches th
 import argparse
 from pathlib import Path
 
+import common
 import numpy as np
 from motions import RECORDINGS, ROBOTS, read_gait
 
@@ -47,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

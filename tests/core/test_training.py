@@ -69,6 +69,7 @@ def test_the_policy_of_a_run_acts_as_the_returned_one(whole, tiny_env, moving_re
     assert np.abs(expected).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_resumes_bit_equal(whole, tiny_env, moving_reference, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     save = Run.checkpoint
@@ -108,14 +109,19 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_bit_equal(sign, seeking, 
     jax.tree.map(np.testing.assert_array_equal, resumed.learner, seeking.learner)
 
 
-def test_without_a_clip_the_robots_own_reward_is_learned_and_a_callback_sees_each_evaluation(tiny_env):
-    seen = []
-    result = nil_jax.train(tiny_env, progress=False, callback=lambda *row: seen.append(row), **SETTINGS)
+@pytest.mark.slow
+def test_without_a_clip_the_robots_own_reward_is_learned(tiny_env):
+    result = nil_jax.train(tiny_env, progress=False, **SETTINGS)
     assert "mask_iou" not in result.evaluation["policy"] and result.folder is None
     assert result.evaluation["policy"]["return"] > 0
+
+
+def test_a_callback_sees_each_evaluation():
+    seen = []
+    result = nil_jax.train(Seek(), progress=False, callback=lambda *row: seen.append(row), **SETTINGS)
     assert [step for step, *_ in seen] == [SETTINGS["num_timesteps"] // 2, SETTINGS["num_timesteps"]]
-    assert seen[-1][1] == result.evaluation["policy"]
-    observation = jnp.zeros(tiny_env.observation_size)
+    assert seen[-1][1] == result.evaluation["policy"] and result.folder is None
+    observation = jnp.ones(Seek.observation_size)
     actions = [policy(observation, jax.random.key(0))[0] for *_, policy in seen]
     np.testing.assert_array_equal(actions[-1], result.policy(observation, jax.random.key(0))[0])
     assert np.abs(actions[0] - actions[-1]).max() > 0

@@ -132,12 +132,9 @@ def test_an_empty_mask_cannot_be_fitted(biped):
 
 
 # The robots here are made of primitives and the clips were generated from the real meshes: that is what bounds the IoU.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("clip", "robot", "reach"),
-    [
-        ("h1_walk_kling", "unitree_h1", 0.8),
-        pytest.param("a1_walk_kling", "unitree_a1", 0.75, marks=pytest.mark.slow),
-    ],
+    ("clip", "robot", "reach"), [("h1_walk_kling", "unitree_h1", 0.8), ("a1_walk_kling", "unitree_a1", 0.75)]
 )
 def test_the_first_frame_of_a_real_clip_is_matched(shared, clip, robot, reach):
     frames = read_video(shared / "videos" / f"{clip}.mp4").frames[::10]
