@@ -42,9 +42,7 @@ def main() -> None:
     options = command.parse_args()
     reference = oracle(options.name, options.mocap)
     reference.save(options.output)
-    seconds = (len(reference.masks) - 1) / FPS
-    speed = (reference.motion[-1, 0] - reference.motion[0, 0]) / seconds
-    print(f"{options.output}: {len(reference.masks)} ticks at {FPS:g} per second, {speed:.2f} m/s")
+    print(f"{options.output}: {len(reference.masks)} ticks at {FPS:g} per second, {reference.travel_speed:.2f} m/s")
 
 
 if __name__ == "__main__":

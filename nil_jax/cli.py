@@ -157,7 +157,15 @@ def prepare(
         json_output: print one JSON object on standard output.
     """
     from nil_jax.envs import make
-    from nil_jax.reference import hints, in_words, prepare_reference, read_masks, read_video, write_preview
+    from nil_jax.reference import (
+        fit_in_words,
+        hints,
+        in_words,
+        prepare_reference,
+        read_masks,
+        read_video,
+        write_preview,
+    )
     from nil_jax.rewards import load_encoder
 
     _check_new(output)
@@ -178,14 +186,15 @@ def prepare(
     write_preview(output / "preview.mp4", reference, env, clip)
     verdict = reference.provenance["verdict"]
     length = {"ticks": len(reference.masks), "duration": len(reference.masks) / reference.fps}
-    made = dict(reference.provenance) | verdict | length
+    made = dict(reference.provenance) | verdict | length | {"travel_speed": reference.travel_speed}
     if json_output:
         print(json.dumps(made))
     else:
         ERR.print(
-            f"{output}: {made['ticks']} ticks at {reference.fps:g} per second, first-frame IoU "
-            f"{made['first_frame_iou']:.2f}; look at {output / 'preview.mp4'}",
+            f"{output}: {made['ticks']} ticks at {reference.fps:g} per second, {fit_in_words(reference)}; "
+            f"look at {output / 'preview.mp4'}",
             highlight=False,
+            soft_wrap=True,
         )
         for line in (in_words(verdict), *hints(made)):
             ERR.print(f"{output}: {line}", highlight=False, markup=False, soft_wrap=True)

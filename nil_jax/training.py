@@ -25,6 +25,7 @@ from nil_jax.reference import (
     Reference,
     ReferenceConfig,
     Video,
+    fit_in_words,
     hints,
     in_words,
     is_reference,
@@ -284,7 +285,7 @@ def _reference(env: Env, given: Any, config: Config, source_fps: float | None, r
             given = prepare_reference(env, given, source_fps=source_fps, progress=progress, **settings)
     made = given.provenance if given is not None else {}
     if "first_frame_iou" in made:
-        run.say(f"first-frame IoU {made['first_frame_iou']:.2f}")
+        run.say(fit_in_words(given))
     if "verdict" in made and made["verdict"]["verdict"] != "good":
         run.say(f"warning: the clip is {in_words(made['verdict'])} (see the preview of nil-jax prepare)")
     for hint in hints(made):

@@ -4,7 +4,14 @@ from nil_jax.reference.align import Alignment, fit_start
 from nil_jax.reference.clip_masks import read_masks
 from nil_jax.reference.draw import draw_reference
 from nil_jax.reference.generate import GenerateConfig, first_look, generate_clip, generate_reference
-from nil_jax.reference.prepare import Reference, ReferenceConfig, is_reference, prepare_reference, with_embeddings
+from nil_jax.reference.prepare import (
+    Reference,
+    ReferenceConfig,
+    fit_in_words,
+    is_reference,
+    prepare_reference,
+    with_embeddings,
+)
 from nil_jax.reference.preview import write_preview
 from nil_jax.reference.segment import segment_uniform
 from nil_jax.reference.start_frame import start_frame
@@ -21,6 +28,7 @@ __all__ = [
     "Video",
     "draw_reference",
     "first_look",
+    "fit_in_words",
     "fit_start",
     "generate_clip",
     "generate_reference",

@@ -71,6 +71,13 @@ class Reference:
         if not (np.isfinite(self.fps) and self.fps > 0):
             raise ValueError(f"fps: expected ticks per second > 0, got {self.fps}")
 
+    @property
+    def travel_speed(self) -> float | None:
+        """Mean speed of the fitted poses along x, m/s; None without poses."""
+        if self.motion is None:
+            return None
+        return float(self.motion[-1, 0] - self.motion[0, 0]) * self.fps / max(1, len(self.motion) - 1)
+
     def check_robot(self, env: Any) -> None:
         """Raises ValueError when this reference was made for another robot."""
         if self.provenance.get("fingerprint") != env.fingerprint:
@@ -137,6 +144,13 @@ class Reference:
             raise ValueError(
                 f"reference {folder}: expected a complete one, got a damaged one ({detail}); prepare the clip again"
             ) from None
+
+
+def fit_in_words(reference: Reference) -> str:
+    """How well camera and poses fit, and what speed the poses ask for."""
+    words = f"first-frame IoU {reference.provenance['first_frame_iou']:.2f}"
+    speed = reference.travel_speed
+    return words if speed is None else f"{words}, poses that travel at {speed:.2f} m/s"
 
 
 def is_reference(path: Any) -> bool:

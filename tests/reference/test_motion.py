@@ -83,6 +83,13 @@ def test_the_lowest_foot_holds_its_place(tiny_env, swing):
     assert np.ptp(qpos[:, 0]) > 0.05
 
 
+def test_the_speed_that_poses_ask_for(tiny_reference):
+    motion = np.tile(tiny_reference.start_qpos, (len(tiny_reference.frames), 1))
+    motion[:, 0] = 3.0 + 0.06 * np.arange(len(motion))
+    assert dataclasses.replace(tiny_reference, motion=motion).travel_speed == pytest.approx(0.06 * tiny_reference.fps)
+    assert dataclasses.replace(tiny_reference, motion=None).travel_speed is None
+
+
 def test_velocities_lead_from_tick_to_tick(tiny_env):
     model, dt = tiny_env.mj_model, 0.04
     rate = np.array([0.5, 0.0, 0.1, 0.0, 0.3, 0.0, 1.0, -2.0])
