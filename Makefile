@@ -11,7 +11,7 @@ QUICK := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 
     --xla_cpu_parallel_codegen_split_count=4 --xla_disable_hlo_passes=$(LOOPS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow lint wheel docs bench student clean
+.PHONY: setup demo test types suite test-slow lint wheel docs bench student clean
 
 setup: $(VENV)/.installed
 
@@ -42,8 +42,13 @@ wheel: setup
 # The suite waits for XLA most of its time: its former CPU emitters, no optimisation, and loops that stay as they are
 # compile in less than half of it.
 test: lint wheel
-	mkdir -p build/empty
+	@$(MAKE) --no-print-directory -j2 types suite
+
+types:
 	$(BIN)/pyright --pythonpath $(BIN)/python build/check/nil_jax
+
+suite:
+	mkdir -p build/empty
 	cd build/empty && PYTHONPATH=$(CURDIR)/build/check XLA_FLAGS="$(XLA_FLAGS) $(QUICK)" \
 	    $(BIN)/python -m pytest $(CURDIR)/tests \
 	    -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider \

@@ -35,6 +35,7 @@ def test_an_environment_of_brax_goes_as_it_does_there_and_is_cut_at_its_length(p
     assert np.isfinite(states.obs).all()
 
 
+@pytest.mark.slow
 def test_it_is_trained_on_and_evaluated(pendulum):
     env = BraxEnv(pendulum, episode_length=50)
     sizes = {"num_timesteps": 512, "num_envs": 4, "learning_starts": 64, "batch_size": 16, "grad_updates_per_step": 1}

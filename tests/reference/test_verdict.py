@@ -202,6 +202,7 @@ WORDS = {
 }
 
 
+@pytest.mark.slow
 def test_real_clips_are_ranked_as_people_rank_them(shared):
     verdicts = {}
     for name in WORDS:
