@@ -41,13 +41,13 @@ wheel: setup
 
 # The suite waits for XLA most of its time: its former CPU emitters, no optimisation, and loops that stay as they are
 # compile in less than half of it.
-test: lint wheel
+test: lint
 	@$(MAKE) --no-print-directory -j2 types suite
 
-types:
+types: wheel
 	$(BIN)/pyright --pythonpath $(BIN)/python build/check/nil_jax
 
-suite:
+suite: wheel
 	mkdir -p build/empty
 	cd build/empty && PYTHONPATH=$(CURDIR)/build/check XLA_FLAGS="$(XLA_FLAGS) $(QUICK)" \
 	    $(BIN)/python -m pytest $(CURDIR)/tests \

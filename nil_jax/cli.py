@@ -190,13 +190,9 @@ def prepare(
     if json_output:
         print(json.dumps(made))
     else:
-        ERR.print(
-            f"{output}: {made['ticks']} ticks at {reference.fps:g} per second, {fit_in_words(reference)}; "
-            f"look at {output / 'preview.mp4'}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        for line in (in_words(verdict), *hints(made)):
+        size = f"{made['ticks']} ticks at {reference.fps:g} per second"
+        seen = f"{size}, {fit_in_words(reference)}; look at {output / 'preview.mp4'}"
+        for line in (seen, in_words(verdict), *hints(made)):
             ERR.print(f"{output}: {line}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -57,10 +57,11 @@ def test_prepare_makes_a_reference_and_tells_how_good_it_is(tiny_path, clip, tmp
     assert (made / "preview.mp4").stat().st_size > 1000
     # What it tells people of the same reference, which is not fitted once more.
     monkeypatch.setattr("nil_jax.reference.prepare_reference", lambda *_, **__: nil_jax.Reference.load(made))
-    assert run("prepare", tiny_path, clip, "-o", tmp_path / "a.ref") == 0
+    assert run("prepare", tiny_path, clip, "-o", tmp_path / "a[b].ref") == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "21 ticks at 25 per second, first-frame IoU" in said and f"travel at {speed:.2f} m/s; look at" in said
-    assert "a.ref: good as a reference (score 0." in said
+    assert "a[b].ref: 21 ticks at 25 per second, first-frame IoU" in said
+    assert f"travel at {speed:.2f} m/s; look at" in said
+    assert "a[b].ref: good as a reference (score 0." in said
 
 
 def test_version_is_that_of_the_package(capsys):
