@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 DEMO := runs/demo
-BENCHMARKS := align encoder looks physics render reward_fidelity sac scaling silhouette train
+BENCHMARKS := align encoder looks physics render reward_fidelity sac scaling silhouette soak train
 SIZE := --quick
 LOOPS := simplify-while-loops,while-loop-invariant-code-motion,while-loop-constant-sinking
 QUICK := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 \

@@ -28,6 +28,7 @@ MEASURES = {
     "foot_slip": "m/s",
 }
 LOWER_IS_BETTER = ("fall", "pose_error", "foot_slip")
+PEER = "zero action"  # follows the clip's poses without corrections; where there are none, it stands
 
 
 def without(*terms: str) -> dict[str, float]:
@@ -52,7 +53,7 @@ VARIANTS = {
 }
 
 
-def outcome(reference: Reference, folder: Path, steps: int, settings: dict) -> dict[str, dict[str, float]]:
+def outcome(robot: str, reference: Reference, folder: Path, steps: int, settings: dict) -> dict[str, dict[str, float]]:
     """The evaluation of a variant's run, which is trained, or trained on, unless it is finished.
 
     One of another clip or other settings is refused.
@@ -66,7 +67,6 @@ def outcome(reference: Reference, folder: Path, steps: int, settings: dict) -> d
         if not np.array_equal(Reference.load(folder / "reference").masks, reference.masks):
             raise SystemExit(f"ablation.py: expected a run of the given reference in {folder}; type another -o")
     if not (folder / "evaluation.json").is_file():
-        robot = reference.provenance["robot"]
         more = {"num_timesteps": steps, "num_evals": 4, "resume": begun}
         nil_jax.train(robot, reference, output=folder, **more, **settings)
     return json.loads((folder / "evaluation.json").read_text())
@@ -77,22 +77,24 @@ def main() -> None:
     command = common.parser(__doc__.splitlines()[0])
     command.add_argument("reference", type=Path)
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    command.add_argument("--robot", metavar="MJCF", help="that the reference is of, if it is not one of the package")
     command.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     command.add_argument("--num-timesteps", type=int, metavar="STEPS", help="in place of those of the size")
     delay = nil_jax.Config().learner.policy_delay
     command.add_argument("--policy-delay", type=int, default=delay, help="of the learner (default: %(default)s)")
     options = command.parse_args()
     reference = Reference.load(options.reference)
+    robot = options.robot or reference.provenance["robot"]
     steps = STEPS["full" if options.full else "quick"] if options.num_timesteps is None else options.num_timesteps
     rows = []
     for name in options.only:
         folder = options.output / name.replace(" ", "_").replace(",", "")
-        found = outcome(reference, folder, steps, VARIANTS[name] | {"policy_delay": options.policy_delay})
-        peer = "standing still" if "standing still" in found else "zero action"
+        settings = VARIANTS[name] | {"policy_delay": options.policy_delay}
+        found = outcome(robot, reference, folder, steps, settings)
         for what, unit in MEASURES.items():
             if what not in found["policy"]:  # without poses of the clip there is no pose_error
                 continue
-            numbers = found["policy"][what], unit, peer, found[peer][what]
+            numbers = found["policy"][what], unit, PEER, found[PEER][what]
             higher = what not in LOWER_IS_BETTER
             rows.append(common.row(f"{name}, {steps:,} steps: {what}", *numbers, higher_is_better=higher))
     common.write(rows, options.json)

@@ -2,7 +2,7 @@
 
     python benchmarks/physics.py [--quick | --full] [--json FILE]
 
-The peer steps one robot on one CPU core under the same settings and actions. Compilation is a row of its own.
+The peer steps one robot on one CPU core under the same settings and targets as wide. Compilation is a row of its own.
 """
 
 import time
@@ -26,8 +26,9 @@ def c_engine(env: nil_jax.envs.RobotEnv, seconds: float = 2.0) -> float:
     data, rng = mujoco.MjData(env.mj_model), np.random.default_rng(0)
     data.qpos[:] = env.default_qpos
     steps, started = 0, time.perf_counter()
+    reach = 0.1 * env.action_scale  # of the targets, as `mjx` below has it
     while time.perf_counter() - started < seconds:
-        data.ctrl[:] = env.default_qpos[7:] + 0.1 * rng.uniform(-1, 1, env.action_size)
+        data.ctrl[:] = env.default_qpos[7:] + reach * rng.uniform(-1, 1, env.action_size)
         for _ in range(env.config.n_substeps):
             mujoco.mj_step(env.mj_model, data)
         steps += env.config.n_substeps

@@ -44,6 +44,14 @@ def measure(num_envs: int, num_devices: int) -> dict[str, float]:
     return plan | {"speed": env_steps / seconds, "work": analysis.temp_size_in_bytes}
 
 
+def has(num_devices: int) -> bool:
+    """Whether this machine has so many devices; a CPU is made to."""
+    enough = jax.default_backend() == "cpu" or num_devices <= jax.device_count()
+    if not enough:
+        print(f"left out: {num_devices} devices, of which there are {jax.device_count()}", file=sys.stderr)
+    return enough
+
+
 def in_its_own_process(num_envs: int, num_devices: int) -> dict[str, float]:
     """The same, where JAX sees so many devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
@@ -60,7 +68,9 @@ def main() -> None:
     if options.size:
         print(json.dumps(measure(*options.size)))
         return
-    sizes = SIZES["full" if options.full else "quick"]
+    # This process only names the device, and must not take the memory of the others for it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    sizes = [size for size in SIZES["full" if options.full else "quick"] if has(size[1])]
     rows, first = [], None
     for num_envs, num_devices in sizes:
         found = in_its_own_process(num_envs, num_devices)

@@ -56,9 +56,11 @@ UNITS = {
 LOWER_IS_BETTER = ("fall", "pose_error", "mocap_error", "mocap_error of the poses", "foot_slip", "torque", "jerk")
 
 
-def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[str, dict[str, float]]]:
-    """What a run is called, and the measures of its policies by name."""
+def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, int, dict[str, dict[str, float]]]:
+    """What a run is called, what tells its clip from others of that name, and the measures of its policies by name."""
     env, policies = load_policies(folder)
+    if env.reference is None:
+        raise SystemExit(f"table.py: expected runs that imitate a clip, got {folder}, which was trained without")
     policy, robot = policies.pop("policy"), env.env.spec.handle
     found = evaluation.evaluate(env, policy, others=policies, num_envs=count)
     rest = evaluation.evaluate(env, policy, others=policies, num_envs=count, at_rest=True)
@@ -80,7 +82,8 @@ def measured(folder: Path, count: int, mocap: Path | None) -> tuple[str, dict[st
         poses = {"policy": env.reference.motion, "standing still": env.env.default_qpos[None]}
         for name, qpos in poses.items() if env.reference.motion is not None else ():
             found[name]["mocap_error of the poses"] = nearest(real, np.concatenate([qpos] * LAPS), env.reference.fps)
-    return f"{robot}, {env.reference.provenance.get('source', 'clip')}", found
+    title = f"{robot}, {env.reference.provenance.get('source', 'clip')}"
+    return title, hash(env.reference.masks.tobytes()), found
 
 
 def fit_to_clip(env: nil_jax.ImitationEnv, gait: Gait) -> float:
@@ -138,10 +141,10 @@ def main() -> None:
     options = command.parse_args()
     groups = defaultdict(list)
     for folder in options.runs:
-        title, found = measured(folder, EPISODES["full" if options.full else "quick"], options.mocap)
-        groups[title].append(found)
+        title, clip, found = measured(folder, EPISODES["full" if options.full else "quick"], options.mocap)
+        groups[title, clip].append(found)
     rows, console = [], Console(width=200)
-    for title, runs in groups.items():
+    for (title, _), runs in groups.items():
         printed = Table("", *runs[0], title=f"{title} ({len(runs)} seeds)")
         for what in UNITS:
             means = [np.mean([run.get(name, {}).get(what, np.nan) for run in runs]) for name in runs[0]]

@@ -13,7 +13,8 @@ class BraxEnv(Env):
     """An environment of Brax or MuJoCo Playground: `nil_jax.train(BraxEnv(env), num_timesteps=...)` learns its reward.
 
     Theirs know one flag, `done`, which stands for a termination; the time limit is added here. Of observations in parts
-    (a dict, as Playground has them) the part "state" is seen. `State.data` is the whole state of theirs.
+    (a dict, as Playground has them) the part "state" is seen. `State.data` is the whole state of theirs. Where an
+    observation or a reward is not finite the episode ends, and both are 0.
 
     Args:
         env: not wrapped: `brax.envs.get_environment(name)` or `mujoco_playground.registry.load(name)`.
@@ -43,12 +44,13 @@ class BraxEnv(Env):
 
     def _state(self, inner: Any, step: Array) -> State:
         obs = inner.obs["state"] if isinstance(inner.obs, dict) else inner.obs
-        terminated = inner.done > 0
-        metrics = {name: jnp.asarray(value, jnp.float32) for name, value in inner.metrics.items()}
+        finite = jnp.isfinite(obs).all() & jnp.isfinite(inner.reward)
+        terminated = (inner.done > 0) | ~finite
+        metrics = {name: jnp.where(finite, value, 0.0).astype(jnp.float32) for name, value in inner.metrics.items()}
         return State(
             data=inner,
-            obs=obs.astype(jnp.float32),
-            reward=jnp.asarray(inner.reward, jnp.float32),
+            obs=jnp.where(finite, obs, 0.0).astype(jnp.float32),
+            reward=jnp.where(finite, inner.reward, 0.0).astype(jnp.float32),
             terminated=terminated,
             truncated=step >= self.episode_length,
             metrics=metrics | {"fall": terminated.astype(jnp.float32)},

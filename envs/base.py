@@ -88,12 +88,16 @@ class VmapWrapper(Env):
         return fresh
 
 
+POOL, KEY = "auto_reset/pool", "auto_reset/key"  # names in `info` of the first states and of what draws from them
+
+
 class AutoResetWrapper(Env):
     """Restarts finished episodes of a batched environment.
 
     Restarting draws from the N first states, so that no physics is spent on resets that do not happen. After a step,
     `obs` is what the policy acts on next, while `info["final_obs"]` is the true successor of the step, also where the
-    episode ended; `reward`, `terminated` and `truncated` belong to the step.
+    episode ended; `reward`, `terminated` and `truncated` belong to the step. What it keeps in `info` for itself has
+    names that begin with `auto_reset/`.
     """
 
     def __init__(self, env: VmapWrapper):
@@ -105,12 +109,12 @@ class AutoResetWrapper(Env):
         """The first states; `key` is [N] and also seeds the later restarts."""
         key_reset, key_restart = jax.vmap(lambda key: tuple(jax.random.split(key)))(key)
         state = self.env.reset(key_reset)
-        return state.replace(info=state.info | {"pool": state, "key": key_restart[0], "final_obs": state.obs})
+        return state.replace(info=state.info | {POOL: state, KEY: key_restart[0], "final_obs": state.obs})
 
     def step(self, state: State, action: Float[Array, "N A"], **options: Any) -> State:
         """One control step, then a restart where the episode is over; `options` go to the wrapped environment."""
-        pool, key, _ = (state.info[name] for name in ("pool", "key", "final_obs"))
-        inner = {name: value for name, value in state.info.items() if name not in ("pool", "key", "final_obs")}
+        pool, key = state.info[POOL], state.info[KEY]
+        inner = {name: value for name, value in state.info.items() if name not in (POOL, KEY, "final_obs")}
         stepped = self.env.step(state.replace(info=inner), action, **options)
 
         key_next, key_draw = jax.random.split(key)
@@ -124,7 +128,7 @@ class AutoResetWrapper(Env):
 
         news, olds = ((state.data, state.obs, state.info) for state in (fresh, stepped))
         data, obs, info = jax.tree.map(select, news, olds, _per_env(olds))
-        extra = {"pool": pool, "key": key_next, "final_obs": stepped.obs}
+        extra = {POOL: pool, KEY: key_next, "final_obs": stepped.obs}
         return stepped.replace(data=data, obs=obs, info=info | extra)
 
 

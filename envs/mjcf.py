@@ -9,6 +9,7 @@ What it changes, and why:
 * what is no part of the robot (floors, lights, cameras, sensors, keyframes) gives way to one floor and one light.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -60,7 +61,8 @@ def prepare(
         sim_dt: physics time step, s.
         actuation: "position" (servo on the target angle) or "torque".
         damping_per_stiffness: s; the servo's damping is this times its stiffness.
-        feet: names of the foot bodies; by default the leaf bodies that are lowest in the model's first pose.
+        feet: names of the foot bodies; by default the bodies without a joint below them that are lowest in the model's
+            first pose.
         stiffness: N m / rad of the position servos by a part of the joint's name, instead of the model's own.
 
     Raises:
@@ -115,8 +117,10 @@ def prepare(
 def _name_everything(spec: mujoco.MjSpec) -> None:
     """Gives names to what has none: elements are found again by name after the model is edited."""
     for kind, elements in (("body", spec.bodies), ("joint", spec.joints), ("geom", spec.geoms)):
-        for i, element in enumerate(elements):
-            element.name = element.name or f"{kind}_{i}"
+        taken = {element.name for element in elements}
+        free = (name for i in itertools.count() if (name := f"{kind}_{i}") not in taken)
+        for element in elements:
+            element.name = element.name or next(free)
 
 
 def _compile(spec: mujoco.MjSpec) -> mujoco.MjModel:
@@ -134,6 +138,8 @@ def _base_body(spec: mujoco.MjSpec) -> mujoco.MjsBody:
     if not bodies or max(counts) == 0:
         raise ValueError("model: expected a robot with joints, got none; give an MJCF whose worldbody holds the robot")
     base = bodies[int(np.argmax(counts))]
+    if not any(body.joints for body in base.find_all(mujoco.mjtObj.mjOBJ_BODY)):
+        raise ValueError(f"model: expected joints behind the base body {base.name!r}, got none; give a robot with some")
     return base
 
 
@@ -147,7 +153,8 @@ def _actuations(model: mujoco.MjModel) -> list[_Actuation]:
             continue
         gear, gain = abs(float(model.actuator_gear[i, 0])), abs(float(model.actuator_gainprm[i, 0]))
         is_servo = model.actuator_biastype[i] == mujoco.mjtBias.mjBIAS_AFFINE
-        stiffness = -float(model.actuator_biasprm[i, 1]) * gear if is_servo else 0.0
+        # Its length is the joint's angle times the gear, the joint's torque its force times the gear.
+        stiffness = -float(model.actuator_biasprm[i, 1]) * gear**2 if is_servo else 0.0
         limits = []
         if model.jnt_actfrclimited[joint]:
             limits.append(np.abs(model.jnt_actfrcrange[joint]).max())
@@ -215,8 +222,10 @@ def _foot_geoms(
             raise ValueError(f"feet: expected names of bodies with geoms ({known}), got {unknown[0]!r}")
         chosen = [model.body(name).id for name in feet]
     else:
+        # Bodies without a joint of their own are parts of the one that they are welded to.
         moving_parents = {p for b in robot if model.body_jntnum[b] for p in _ancestors(model, b)}
-        leaves = [b for b in corners if model.body_jntnum[b] and b not in moving_parents]
+        welded_to = {b: next((a for a in [b, *_ancestors(model, b)] if model.body_jntnum[a]), base_id) for b in corners}
+        leaves = [b for b in corners if welded_to[b] != base_id and welded_to[b] not in moving_parents]
         if not leaves:
             raise ValueError("feet: expected leaf bodies with geoms, got none; name the feet: make(..., feet=(...))")
         lowest = min(world[b][:, 2].min() for b in leaves)
@@ -284,7 +293,8 @@ def _add_actuators(
 ) -> None:
     for joint in joints:
         actuator = spec.add_actuator(name=joint.joint, target=joint.joint, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        actuator.ctrllimited, actuator.forcelimited = False, True  # the class defaults of a model may say otherwise
+        # The class defaults of a model may say otherwise.
+        actuator.ctrllimited, actuator.forcelimited, actuator.gear = False, True, [1, 0, 0, 0, 0, 0]
         actuator.forcerange = [-joint.torque_limit, joint.torque_limit]
         if actuation == "position":
             actuator.set_to_position(kp=joint.stiffness, kv=joint.stiffness * damping_per_stiffness)
@@ -293,7 +303,7 @@ def _add_actuators(
 
 
 def _add_world(spec: mujoco.MjSpec) -> None:
-    spec.worldbody.add_geom(
+    floor = spec.worldbody.add_geom(
         name="floor",
         type=mujoco.mjtGeom.mjGEOM_PLANE,
         size=[0, 0, 0.05],
@@ -301,6 +311,7 @@ def _add_world(spec: mujoco.MjSpec) -> None:
         conaffinity=1,
         rgba=[0.9] * 3 + [1],
     )
+    floor.condim = max(floor.condim, 3)  # a model's own floor may have been all that had friction
     spec.worldbody.add_light(pos=[0, -3, 4], dir=[0, 0.6, -0.8], type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL)
 
 

@@ -15,6 +15,7 @@ FOLDERS = ("meshdir", "texturedir", "assetdir")
 MAX_XML = 64 * 2**20  # bytes of all XML files of a model; Menagerie's largest has 1 MB
 MAX_ASSET = 2**30  # bytes of one mesh, texture or height field
 MAX_COPIES = 10_000  # of a body by replicate, or parts of a composite or flexcomp
+MULTIPLIED = ("replicate", "composite", "flexcomp")
 MAX_CELLS = 2**26  # of a height field, or pixels of a drawn texture
 MAX_DEPTH = 500  # of elements; MuJoCo reads each level on the stack
 SIZES = {  # attributes of an element whose numbers are multiplied, and the most that comes out
@@ -35,19 +36,20 @@ def check_model(path: Path) -> None:
     """
     here = path.parent
     allowed = [folder.resolve() for folder in (here, _also_allowed()) if folder is not None]
-    waiting, seen, folders, named, total = [path], set(), {""}, set(), 0
+    waiting, seen, folders, named, total = [(path, 1.0)], {}, {""}, set(), 0
     while waiting:
-        file = waiting.pop()
-        if file.resolve() in seen:
+        file, copies = waiting.pop()
+        if copies <= seen.get(file.resolve(), 0.0):
             continue
-        seen.add(file.resolve())
+        seen[file.resolve()] = copies
         total += file.stat().st_size
         if total > MAX_XML or not file.is_file():
             raise ValueError(f"model: expected files of at most {MAX_XML >> 20} MB of XML, got {file}")
-        included, more, names = _parts(file)
+        included, more, names = _parts(file, copies)
         folders |= more
         named |= {(file.parent, name) for name in names}
-        waiting += [found for name in included for found in _found({here, file.parent}, {""}, name, allowed)]
+        for name, times in included.items():
+            waiting += [(found, times) for found in _found({here, file.parent}, {""}, name, allowed)]
     for folder, name in named:
         for found in _found({here, folder}, folders, name, allowed):
             if not found.is_file() or found.stat().st_size > MAX_ASSET:
@@ -77,23 +79,35 @@ def _found(places: set[Path], folders: set[str], name: str, allowed: list[Path])
                 yield file
 
 
-def _parts(file: Path) -> tuple[set[str], set[str], set[str]]:
-    """Of one XML file: the XML files that it includes, the folders of its assets, and the assets' names."""
-    included: set[str] = set()
+def _parts(file: Path, times: float) -> tuple[dict[str, float], set[str], set[str]]:
+    """Of one XML file that is there so many times: the XML files in it, the folders of its assets, and their names.
+
+    With each XML file stands how often that one is there then.
+    """
+    included: dict[str, float] = {}
+    models: set[str] = set()
+    attached = times  # copies of the models, at most
     folders: set[str] = set()
     names: set[str] = set()
-    copies = [1.0]  # for each open element: how often what is in it is there
+    copies = [times]  # for each open element: how often what is in it is there
 
     def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal attached
         size = _size(file, tag, attributes)
-        copies.append(copies[-1] * (size if tag == "replicate" else 1.0))
-        if copies[-1] > MAX_COPIES or len(copies) > MAX_DEPTH:
+        made = copies[-1] * (size if tag in MULTIPLIED else 1.0)
+        copies.append(made if tag == "replicate" else copies[-1])
+        if made > MAX_COPIES or len(copies) > MAX_DEPTH:
             raise ValueError(
                 f"model: expected at most {MAX_COPIES} copies and {MAX_DEPTH} levels, got more in {file}; simplify it"
             )
         folders.update(_text(attributes[name]) for name in FOLDERS if name in attributes)
         files = {_text(value) for name, value in attributes.items() if name.startswith("file")}
-        (included if tag in ("include", "model") else names).update(files)
+        if tag == "include":
+            included.update({name: max(copies[-1], included.get(name, 0.0)) for name in files})
+        else:
+            (models if tag == "model" else names).update(files)
+        if tag == "attach":
+            attached = max(attached, copies[-1])
 
     def refuse(*_: object) -> None:
         raise ValueError(f"model: expected no document type in {file}, got one; remove the line with <!DOCTYPE")
@@ -106,6 +120,7 @@ def _parts(file: Path) -> tuple[set[str], set[str], set[str]]:
         parser.Parse(file.read_bytes().removeprefix(b"\xef\xbb\xbf"), True)
     except expat.ExpatError as error:
         raise ValueError(f"robot: expected a valid MJCF in {file}, got an error: {error}") from None
+    included |= {name: max(attached, included.get(name, 0.0)) for name in models}
     return included, folders, names
 
 

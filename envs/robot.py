@@ -215,11 +215,16 @@ class RobotEnv(Env):
         return env
 
     def reset(
-        self, key: PRNGKeyArray, qpos: Float[Array, " nq"] | None = None, qvel: Float[Array, " nv"] | None = None
+        self,
+        key: PRNGKeyArray,
+        qpos: Float[Array, " nq"] | None = None,
+        qvel: Float[Array, " nv"] | None = None,
+        joints: Float[Array, " J"] | None = None,
     ) -> State:
         """A pose with a little noise on the joints, feet on the floor: the start pose, unless another one is given.
 
-        It moves forward at `config.reset_velocity`, unless `qvel` is given.
+        It moves forward at `config.reset_velocity`, unless `qvel` is given. Until the first action arrives, which
+        latency delays, position targets are at `joints` (default: standing).
         """
         if qpos is None:
             qpos = jnp.array(self.start_qpos)
@@ -233,7 +238,7 @@ class RobotEnv(Env):
         qvel = qvel.at[6:].add(jax.random.uniform(key_v, (nj,), minval=-noise, maxval=noise))
         action = jnp.zeros(self.action_size)
         # Frames of bodies and geoms are all that is looked at; mjx.step computes the rest.
-        data = self.physics.make_data(self.num_envs).replace(qpos=qpos, qvel=qvel, ctrl=self.control(action))
+        data = self.physics.make_data(self.num_envs).replace(qpos=qpos, qvel=qvel, ctrl=self.control(action, joints))
         data = mjx.kinematics(self.physics.mjx_model, data)
         info = {"step": jnp.int32(0), "last_action": action} | self._feet(data)
         return self._state(data, info, self._world(key_world))

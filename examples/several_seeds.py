@@ -3,7 +3,7 @@
     python examples/several_seeds.py unitree_a1 examples/a1_prowl.mp4 -o runs/seeds --seeds 5 --num-timesteps 75000
 
 Other flags, behind these, go to `nil-jax train`. Seeds that are done in the folder are not trained again, so the
-command can be stopped and repeated, or repeated with more seeds.
+command can be stopped and repeated, or repeated with more seeds; with other flags it is refused.
 """
 
 import argparse
@@ -31,9 +31,21 @@ def trained(robot: str, clip: str, folder: Path, flags: list[str]) -> dict[str, 
     """What the policy of a run reached in its last evaluation; trains it, or goes on, where it is not there yet."""
     found = folder / "evaluation.json"
     if not found.is_file():
-        resume = ["--resume"] if (folder / "run.json").is_file() else []
+        begun = folder / "run.json"  # empty: it was stopped before it began
+        resume = ["--resume"] if begun.is_file() and begun.stat().st_size else []
         cli.main(["train", robot, clip, "-o", str(folder), *flags, *resume])
     return json.loads(found.read_text())["policy"]
+
+
+def check_same(command: list[str], output: Path) -> None:
+    """Refuses to go on in a folder with another robot, clip or flags: those would be no seeds of one mean."""
+    path = output / "command.json"
+    if not path.is_file():
+        output.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(command) + "\n")
+    elif (before := json.loads(path.read_text())) != command:
+        asked, got = " ".join(before), " ".join(command)
+        raise SystemExit(f"several_seeds.py: expected the command of {output}: {asked}; got {got}; type another -o")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="of the runs")
     command.add_argument("--seeds", type=int, default=5, metavar="N", help="how many, from 0 (default: %(default)s)")
     options, flags = command.parse_known_args(arguments)
+    check_same([options.robot, options.clip, *flags], options.output)
     folders = [options.output / f"seed_{seed}" for seed in range(options.seeds)]
     rows = [
         trained(options.robot, options.clip, folder, [*flags, "--seed", str(seed)])

@@ -39,8 +39,8 @@ def as_brax(env: Env) -> Any:
 
         ppo.train(as_brax(env), wrap_env_fn=lambda env, **_: env, episode_length=env.episode_length, ...)
 
-    `done` is 1 where the episode is over, for either reason; `info["truncation"]` tells a time limit. Behind the end of
-    an episode the observation is the first one of the next.
+    `done` is 1 where the episode is over, for either reason; `info["truncation"]` tells a time limit alone. Behind
+    the end of an episode the observation is the first one of the next.
 
     Args:
         env: one robot, or an `ImitationEnv`.
@@ -56,7 +56,7 @@ def as_brax(env: Env) -> Any:
         metrics = {name: value.astype(jnp.float32) + zero for name, value in state.metrics.items()}
         info = {
             "steps": steps,
-            "truncation": state.truncated.astype(jnp.float32),
+            "truncation": (state.truncated & ~state.terminated).astype(jnp.float32),
             "episode_done": done,
             "episode_metrics": {"sum_reward": returned, "length": steps},
         }

@@ -54,8 +54,11 @@ class Checkpoints:
     def restore(self, templates: Mapping[str, Any], step: int | None = None) -> dict[str, Any]:
         """The named parts of the newest checkpoint, or of that of a step, in the structure of their templates.
 
+        A template holds arrays, or is the `outline` of what does.
+
         Raises:
-            ValueError: no checkpoint, or one whose leaves do not fit the templates.
+            ValueError: no checkpoint, one whose leaves do not fit the templates, or one that cannot be read.
+            JaxRuntimeError: too little memory on the device, or another process of the run has gone.
         """
         if self.latest is None:
             raise ValueError(f"checkpoint: expected at least one in {self.folder}, got none; train first")
@@ -63,16 +66,16 @@ class Checkpoints:
         wanted = {name: _leaves(tree) for name, tree in templates.items()}
         try:
             found = self._read(wanted, step)
-        except _Misfit:
+        except (_Misfit, jax.errors.JaxRuntimeError, MemoryError):  # nothing that is wrong with its files
             raise
         except Exception as error:  # orbax and what it stands on have errors of many kinds for a damaged file
             raise ValueError(
-                f"checkpoint: expected a whole one in {self.folder / str(step)}, got a damaged one "
-                f"({one_line(error)}); delete that folder to go on from the one before it"
+                f"checkpoint: expected a whole one in {self.folder / str(step)}, got one that cannot be read "
+                f"({one_line(error)}); if it is damaged, move that folder away to go on from the one before it"
             ) from error
         return {name: _fill(templates[name], found[name]) for name in templates}
 
-    def _read(self, wanted: Mapping[str, dict[str, jax.Array]], step: int) -> Any:
+    def _read(self, wanted: Mapping[str, Mapping[str, Any]], step: int) -> Any:
         for name, leaves in wanted.items():
             part = self.folder / str(step) / name
             if not part.is_dir():
@@ -92,15 +95,31 @@ class Checkpoints:
         self._manager.close()
 
 
+def outline(tree: Any) -> Any:
+    """The same without its memory, as a template: arrays that hold something become their shape, dtype and sharding."""
+
+    def described(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or not leaf.size:
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(described, tree)
+
+
 def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _plain(leaf: Any) -> jax.Array:
-    return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+def _plain(leaf: Any) -> jax.Array | jax.ShapeDtypeStruct:
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+    if not _is_key(leaf):
+        return leaf
+    numbers = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.ShapeDtypeStruct(numbers.shape, numbers.dtype, sharding=leaf.sharding)
 
 
-def _leaves(tree: Any) -> dict[str, jax.Array]:
+def _leaves(tree: Any) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     plain = {jax.tree_util.keystr(path): _plain(leaf) for path, leaf in paths}
     return {path: leaf for path, leaf in plain.items() if leaf.size}

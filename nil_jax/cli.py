@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import inspect
 import io
@@ -33,6 +34,7 @@ Output = Annotated[Path, arg(aliases=["-o"])]
 Robot = Positional[Annotated[str, arg(metavar="ROBOT")]]
 Feet = tuple[str, ...] | None
 Clip = Positional[Annotated[Path, arg(metavar="VIDEO")]]
+FULL = (errno.ENOSPC, errno.EDQUOT)
 RunFolder = Positional[Annotated[Path, arg(metavar="RUN")]]
 # The nested settings, each field a flag of its own name.
 Settings = OmitArgPrefixes[Config]
@@ -82,7 +84,7 @@ def frame(
     _check_size(size)
     _check_new(output, (".png", ".jpg"))
     Image.fromarray(start_frame(make(robot, feet=feet), size, floor=floor)).save(output)
-    ERR.print(f"wrote {output}", highlight=False)
+    _say(f"wrote {output}")
 
 
 def generate(
@@ -119,12 +121,11 @@ def generate(
             model=model,
             output=output,
             progress=lambda stage, part: bar.update(task, description=stage, completed=part),
-            say=lambda line: ERR.print(line, highlight=False, markup=False, soft_wrap=True),
+            say=_say,
             **dataclasses.asdict(config),
         )
     next_step = f"look at it, then type: nil-jax prepare {robot} {output} -o {output.with_suffix('.ref')}"
-    line = f"{output}: {len(clip.frames)} frames at {clip.fps:g} per second, seed {clip.origin['seed']}; {next_step}"
-    ERR.print(line, highlight=False, markup=False, soft_wrap=True)
+    _say(f"{output}: {len(clip.frames)} frames at {clip.fps:g} per second, seed {clip.origin['seed']}; {next_step}")
 
 
 def prepare(
@@ -193,7 +194,7 @@ def prepare(
         size = f"{made['ticks']} ticks at {reference.fps:g} per second"
         seen = f"{size}, {fit_in_words(reference)}; look at {output / 'preview.mp4'}"
         for line in (seen, in_words(verdict), *hints(made)):
-            ERR.print(f"{output}: {line}", highlight=False, markup=False, soft_wrap=True)
+            _say(f"{output}: {line}")
 
 
 def train(
@@ -301,7 +302,7 @@ def render(run: RunFolder, *, output: Output, seed: int = 0, size: int = 320) ->
     policy = {"policy": policies["policy"]}
     episodes = compiled_episodes(env, policy, 1, jax.random.key(seed))
     write_comparison(output, env, episode_pictures(env, episodes["policy"], size))
-    ERR.print(f"wrote {output}", highlight=False)
+    _say(f"wrote {output}")
 
 
 def export(run: RunFolder, *, output: Output) -> None:
@@ -317,7 +318,7 @@ def export(run: RunFolder, *, output: Output) -> None:
     _check_new(output)
     env, policies = load_policies(run)
     export_policy(env, policies["policy"], output)
-    ERR.print(f"wrote {output}", highlight=False)
+    _say(f"wrote {output}")
 
 
 def distill(
@@ -360,7 +361,12 @@ def distill(
         print(json.dumps(found))
     else:
         learned = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
-        ERR.print(f"{output}: {learned}; type: --encoder {output}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"{output}: {learned}; type: --encoder {output}")
+
+
+def _say(line: str) -> None:
+    """One line for people; brackets in names are no markup."""
+    ERR.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_size(size: int) -> None:
@@ -411,8 +417,9 @@ def guarded(command: Callable[[], None], name: str) -> None:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        # The system names a file that it refuses, wherever that is found out.
-        if not (_is_ours(error) or (isinstance(error, OSError) and error.filename is not None)):
+        # The system names a file that it refuses, wherever that is found out; but a full disk is found out in no file.
+        refused = isinstance(error, OSError) and (error.filename is not None or error.errno in FULL)
+        if not (_is_ours(error) or refused):
             raise
         ERR.print(f"{name}: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         parallel.leave(2)
@@ -471,7 +478,7 @@ def _apart(word: str) -> list[str]:
     """Flag and value of --output=FOLDER or -oFOLDER; any other word as it is."""
     if word.startswith("-o") and word != "-o":
         return ["-o", word[2:].removeprefix("=")]
-    return word.split("=", 1)
+    return word.split("=", 1) if word.startswith("--") else [word]
 
 
 def _saved_config(folder: Path) -> Config | None:

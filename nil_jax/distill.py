@@ -259,7 +259,7 @@ def distill(
     params = _train(painters, seen, student, config, rng, partial(report, "student"))
     found = evaluate(painters, unseen, student, params, rng)
     provenance = {
-        "robots": {env.spec.name: env.fingerprint for env in envs},
+        "robots": {env.spec.handle: env.fingerprint for env in envs},
         "teacher": teacher.digest if teacher else None,
         "learned": found,
         "nil_jax": importlib.metadata.version("nil-jax"),

@@ -184,7 +184,7 @@ def _metrics(steps: dict[str, Shaped[Array, "T N ..."]], env: ImitationEnv) -> d
         result[OVERFLOW] = (alive * steps[OVERFLOW]).max(axis=0)
     if "shuffled" in steps:
         # Without the last tick of an episode: behind it another one has begun, and the masks are of that.
-        looks, most = alive * ~steps["done"], max(len(alive) - env.control_steps_per_tick, 1)
+        looks, most = (alive * ~steps["done"]).at[-1].set(0.0), max(len(alive) - env.control_steps_per_tick, 1)
         result["mask_iou"] = (looks * steps["reward/mask"]).sum(axis=0) / most
         result["mask_iou_shuffled"] = (looks * steps["shuffled"]).sum(axis=0) / most
     return result

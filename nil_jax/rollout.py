@@ -100,7 +100,8 @@ class ImitationEnv(VmapWrapper):
         config: starts, ends and the meaning of actions.
 
     Raises:
-        ValueError: a reference of another robot or another rate, or without embeddings of this encoder.
+        ValueError: a reference of another robot or another rate, or without embeddings of this encoder; episodes that
+            are shorter than the time between two of its frames.
     """
 
     def __init__(
@@ -127,6 +128,9 @@ class ImitationEnv(VmapWrapper):
             env = env.with_start(np.asarray(reference.start_qpos))
         super().__init__(env)
         self.control_steps_per_tick = 1 if reference is None else control_steps_between(env.dt, reference.fps)
+        if env.episode_length < self.control_steps_per_tick:
+            least = f"at least {self.control_steps_per_tick}, the control steps between two looks"
+            raise ValueError(f"episode_length: expected {least}, got {env.episode_length}")
         self.observation_size, self.motion, self._rest_frame = env.observation_size, None, 0
         self._standing: Bool[np.ndarray, " N"] | None = None
         if reference is None:
@@ -163,6 +167,9 @@ class ImitationEnv(VmapWrapper):
             pose, still = self.motion[frame].at[:, 0].set(0.0), at_rest[:, None]
             pose = jnp.where(still, jnp.asarray(self.env.default_qpos), pose)
             start = pose, jnp.where(still, 0.0, self.motion_velocity[frame])
+            targets = self.targets(frame * self.control_steps_per_tick)
+            if targets is not None:
+                start += (jnp.where(still, self.env.default_qpos[7:], targets),)
         state = jax.vmap(self.env.for_batch(len(key)).reset)(key, *start)
         info = state.info | {"clock": frame * self.control_steps_per_tick}
         info["catch_up"] = jnp.where(at_rest, round(CATCH_UP / self.dt), 0)  # control steps that are left for it

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from nil_jax import parallel
-from nil_jax.checkpoint import Checkpoints
+from nil_jax.checkpoint import Checkpoints, outline
 from nil_jax.config import MAY_CHANGE, Config, differences, flatten, load_config, save_config
 from nil_jax.envs import RobotEnv, make
 from nil_jax.envs.physics import OVERFLOW
@@ -95,11 +95,8 @@ class Run:
         folder = None if output is None else Path(output)
         if resume:
             _check_resume(folder, config, robot)
-        elif folder is not None and folder.exists() and not _can_begin(folder):
-            raise ValueError(
-                f"output: expected a new or empty folder, got {folder}, which holds something; "
-                "choose another folder, or go on with the run that is in it: --resume"
-            )
+        elif folder is not None:
+            _check_can_begin(folder)
         if config.train.wandb is not None:
             if folder is None:
                 raise ValueError("wandb: expected a folder of the run, got none; give it with -o, or output=")
@@ -122,6 +119,7 @@ class Run:
         if self.resume:  # what is there already is written in one piece or not at all, so no kill can take it away
             save_config(self.config, self.folder / "config.json")
             return
+        _check_can_begin(self.folder)  # another run may have begun in it meanwhile, and ended
         if env.reference is not None:
             env.reference.save(self.folder / "reference", overwrite=True)
         save_config(self.config, self.folder / "config.json")
@@ -145,8 +143,12 @@ class Run:
         """Control steps of the checkpoint that a run goes on from; 0 where none is saved yet."""
         return (self._checkpoints.latest or 0) if self.resume else 0
 
+    def outline(self, state: Any) -> Any:
+        """A state without the memory of what is in a checkpoint."""
+        return _joined(state, outline(_parts(state, self.config.train.checkpoint_replay)))
+
     def restore(self, state: Any, step: int) -> Any:
-        """The state of a checkpoint, in the structure of the given one."""
+        """The state of a checkpoint, in the structure of the given one or its outline."""
         parts = self._checkpoints.restore(_parts(state, self.config.train.checkpoint_replay), step)
         self.say(f"resumed at step {step:,}")
         return _joined(state, parts)
@@ -238,6 +240,8 @@ class Run:
 
     @property
     def _kept(self) -> str:
+        if self.resume and self._checkpoints is None:
+            return "the run is as it was before"
         last = self._checkpoints.latest if self._checkpoints else None
         if not last:
             return "no checkpoint was saved yet"
@@ -265,7 +269,7 @@ class Run:
 
     def say(self, line: str) -> None:
         """One line for people."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Callable[[str, float], None]]:
@@ -393,17 +397,20 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The accelerator's name, or the CPU with its number of devices."""
+    """The accelerator's name, or the CPU's architecture."""
     device = parallel.own_device()
     return device.device_kind if device.platform != "cpu" else f"cpu ({platform.machine()})"
 
 
-def _can_begin(folder: Path) -> bool:
-    """Whether a folder is empty, or that of a run that was killed before it began: its run.json is still empty."""
-    if not folder.is_dir():
-        return False
+def _check_can_begin(folder: Path) -> None:
+    """Refuses a folder that holds more than a run that was killed before it began, whose run.json is still empty."""
     about = folder / "run.json"
-    return not any(folder.iterdir()) or (about.is_file() and about.stat().st_size == 0)
+    begun = about.is_file() and about.stat().st_size > 0
+    if folder.exists() and (begun or not folder.is_dir() or (any(folder.iterdir()) and not about.is_file())):
+        raise ValueError(
+            f"output: expected a new or empty folder, got {folder}, which holds something; "
+            "choose another folder, or go on with the run that is in it: --resume"
+        )
 
 
 def _locked(path: Path) -> IO:

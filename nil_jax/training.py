@@ -46,7 +46,7 @@ class TrainingResult:
     """What `train` returns."""
 
     policy: Callable[[Array, PRNGKeyArray], tuple[Array, dict]]  # deterministic; (observation, key) -> (action, extras)
-    evaluation: dict[str, dict[str, float]]  # of the last policy beside its controls, as `nil_jax.evaluate` reports it
+    evaluation: dict[str, dict[str, float]]  # of the last policy beside its controls, by name
     learner: LearnerState
     env: ImitationEnv  # with robot, reference, reward and encoder: what `nil_jax.evaluate` needs
     folder: Path | None  # of the run
@@ -80,9 +80,9 @@ def train(
         config: all settings; by default the preset "cpu", or what a resumed run began with.
         output: folder of the run (settings, metrics, checkpoints, curves, comparison video); without it nothing is
             written.
-        resume: go on from the newest checkpoint in `output`, exactly where it was; with a larger `num_timesteps`
-            further than was planned. Of the other settings `num_evals`, learning rates, `lr_decay` and `max_grad_norm`
-            may change.
+        resume: go on from the newest checkpoint in `output`, exactly where it was (but for a replay that begins anew,
+            with `checkpoint_replay=False`); with a larger `num_timesteps` further than was planned. Of the other
+            settings `num_evals`, learning rates, `lr_decay` and `max_grad_norm` may change.
         source_fps: frames per second of an array or folder.
         encoder: embeds clips for the video term, instead of the one that the config names.
         progress: show a progress bar.
@@ -338,7 +338,9 @@ def _train_side_by_side(
     state = init(joined(keys()))
     done = min(run.newest for run in runs)
     if done:
-        state = joined([run.restore(part(state, i, count), done) for i, run in enumerate(runs)])
+        outlines = [run.outline(part(state, i, count)) for i, run in enumerate(runs)]
+        del state  # its memory is needed
+        state = joined([run.restore(outline, done) for run, outline in zip(runs, outlines, strict=True)])
         state = state if count == 1 else jax.device_put(state, program.shardings)
     for run in runs:
         run.forget_newer(done)
@@ -365,7 +367,10 @@ def _train_side_by_side(
                     if callback is not None and parallel.is_first():
                         # A copy: the next call takes the memory of this state.
                         learner = jax.tree.map(jnp.copy, parallel.first_copy(part(state.learner, i, count)))
-                        callback(done, row, make_policy(program.actor_critic, learner, deterministic=True))
+                        try:
+                            callback(done, row, make_policy(program.actor_critic, learner, deterministic=True))
+                        except KeyboardInterrupt:
+                            stop.asked = True  # which the other processes are told, too
             if parallel.any_process(stop.asked):
                 for i, run in enumerate(runs):
                     run.save(done, part(state, i, count))

@@ -121,13 +121,14 @@ def _download(name: str) -> tuple[Path, Mapping[str, Any]]:
         raise ValueError(f"{wanted}, which is no folder")
     diffusers = import_generation()
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
 
     try:
         with quiet("diffusers", "transformers"):
             index = _read_index(Path(hf_hub_download(identifier, INDEX, revision=revision or None)).parent)
             pipeline = getattr(diffusers, _families(index)[0].pipeline)
             folder = Path(pipeline.download(identifier, revision=revision or None, use_safetensors=True))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HFValidationError) as error:
         raise ValueError(f"{wanted}, which is no folder and was not found: {one_line(error)}") from None
     return folder, index
 
@@ -197,7 +198,7 @@ def load_pipeline(model: VideoModel, *, dtype: str, offload: str = "none") -> An
         offload: "model" keeps on the GPU only the component that works, "sequential" only the layer that works.
 
     Raises:
-        ValueError: damaged or incomplete, no safetensors, or offloading where there is no GPU.
+        ValueError: damaged or incomplete, no safetensors, too large for the device, or offloading without a GPU.
     """
     load = model.pipeline_class.from_pretrained
     import torch
@@ -215,7 +216,12 @@ def load_pipeline(model: VideoModel, *, dtype: str, offload: str = "none") -> An
             f"got {type(error).__name__}: {one_line(error)}"
         ) from error
     if offload == "none":
-        pipeline.to(device)
+        try:
+            pipeline.to(device)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"memory: expected a model that fits, got {one_line(error)}; type: --offload model, or sequential"
+            ) from None
     else:
         {"model": pipeline.enable_model_cpu_offload, "sequential": pipeline.enable_sequential_cpu_offload}[offload]()
         if hasattr(pipeline.vae, "enable_tiling"):  # memory is scarce, and the decoder's peak is the highest

@@ -119,6 +119,18 @@ class Climb(Env):
         return State(height, height, height[0], *flags, {"pace": pace}, {"step": steps})
 
 
+def test_for_brax_a_time_limit_is_a_truncation_only_where_nothing_else_ended_the_episode():
+    class Both(Climb):
+        episode_length = 1
+
+        def step(self, state, action):
+            return super().step(state, action).replace(terminated=action[0] > 0)
+
+    env = as_brax(Both())
+    state = env.step(env.reset(jax.random.split(jax.random.PRNGKey(0), 2)), jnp.array([[1.0, 1.0], [-1.0, -1.0]]))
+    np.testing.assert_array_equal([state.done, state.info["truncation"]], [[1, 1], [0, 1]])
+
+
 def test_gymnasiums_own_checker_finds_nothing(recwarn):
     checker = pytest.importorskip("gymnasium.utils.env_checker")
     checker.check_env(as_gymnasium(Climb()))

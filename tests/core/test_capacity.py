@@ -7,6 +7,7 @@ import pytest
 import nil_jax
 from nil_jax import capacity, envs
 from nil_jax.envs import EnvConfig
+from nil_jax.envs.base import POOL
 from nil_jax.program import make_program
 from nil_jax.rendering import make_scene, render_masks
 
@@ -66,7 +67,7 @@ def test_the_plan_counts_every_array_that_a_run_keeps(shapes):
     plan = capacity.memory_plan(state, env, 8, 1)
     transition = 2 * env.observation_size + env.action_size + 3  # reward, discount, truncated
     assert plan["replay"] == pytest.approx(4 * transition * 1_000_000, rel=1e-3)
-    pool = state.env_state.info["pool"].data.qpos
+    pool = state.env_state.info[POOL].data.qpos
     assert pool.shape[:2] == (1, 8) and plan["environments"] > 2 * pool.size * 4
     assert plan["pictures"] == capacity.picture_bytes(8, *env.reference.masks.shape[1:])
     assert set(plan) == {"replay", "environments", "learner", "pictures"}  # there is no encoder

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nil_jax.checkpoint import Checkpoints
+from nil_jax.checkpoint import Checkpoints, outline
 from nil_jax.metrics import MetricsLog, read_metrics
 
 
@@ -29,6 +29,30 @@ def test_keys_empty_leaves_and_arrays_come_back_bit_equal(tmp_path):
     np.testing.assert_array_equal(jax.random.key_data(found["key"]), jax.random.key_data(tree(0)["key"]))
     np.testing.assert_array_equal(found["nested"]["x"], 1.5 * np.arange(5.0))
     assert found["empty"].shape == (0, 4) and found["nested"]["n"].dtype == jnp.int32
+
+
+def test_an_outline_is_template_enough(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(10, {"state": tree(1.5)})
+    template = outline(tree(0.0))
+    assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(template) if leaf.size)
+    found = checkpoints.restore({"state": template})["state"]
+    checkpoints.close()
+    plain, wanted = ({**each, "key": jax.random.key_data(each["key"])} for each in (found, tree(1.5)))
+    jax.tree.map(np.testing.assert_array_equal, plain, wanted)
+
+
+def test_what_is_not_the_fault_of_its_files_leaves_a_checkpoint_in_peace(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, {"state": tree(1)})
+
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
+        checkpoints.restore({"state": tree(0)})
+    checkpoints.close()
 
 
 def test_the_newest_of_the_kept_ones_is_restored(tmp_path):

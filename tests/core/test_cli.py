@@ -1,6 +1,7 @@
 """The commands, from end to end on a tiny robot, and what bad input gets."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,9 +38,10 @@ def test_robots_prints_one_json_object(capsys):
     assert "menagerie:unitree_h1" in found
 
 
-def test_frame_writes_the_robot_on_white(tmp_path):
-    assert run("frame", "unitree_a1", "-o", tmp_path / "a1.png", "--size", "96") == 0
-    image = np.asarray(Image.open(tmp_path / "a1.png"))
+def test_frame_writes_the_robot_on_white(tmp_path, capsys):
+    assert run("frame", "unitree_a1", "-o", tmp_path / "a[1].png", "--size", "96") == 0
+    assert capsys.readouterr().err == f"wrote {tmp_path / 'a[1].png'}\n"
+    image = np.asarray(Image.open(tmp_path / "a[1].png"))
     assert image.shape == (96, 96, 3) and (image[0] == 255).all()
     assert 0.05 < (image < 250).any(axis=-1).mean() < 0.5
 
@@ -86,6 +88,12 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tiny_path, 
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
     assert run("prepare", tiny_path, clip, "-o", tmp_path / "walk.ref") == 2
     assert "expected a folder that may be written" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_full_disk_is_told_in_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.guarded(lambda: Path("/dev/full").write_text("more than fits"), "nil-jax")
+    assert stop.value.code == 2 and capsys.readouterr().err == "nil-jax: [Errno 28] No space left on device\n"
 
 
 def test_a_folder_of_frames_is_trained_on_at_its_rate(tiny_path, tmp_path, monkeypatch, capsys):

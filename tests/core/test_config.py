@@ -58,6 +58,10 @@ def test_the_command_line_takes_the_defaults_of_the_run_that_it_resumes(tmp_path
     for words in (["-o", str(tmp_path)], [f"-o{tmp_path}"], [f"--output={tmp_path}", "--preset", "gpu"]):
         command = cli._with_preset(["train", "unitree_a1", "clip.mp4", "--resume", *words])
         assert inspect.signature(command).parameters["config"].default == saved
+    (odd := tmp_path / "lr=3e-4").mkdir()
+    save_config(saved, odd / "config.json")
+    command = cli._with_preset(["train", "unitree_a1", "clip.mp4", "--resume", "-o", str(odd)])
+    assert inspect.signature(command).parameters["config"].default == saved
     command = cli._with_preset(["train", "unitree_a1", "clip.mp4", "--resume", "-o", str(tmp_path / "none")])
     assert inspect.signature(command).parameters["config"].default == Config()
 

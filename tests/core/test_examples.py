@@ -98,6 +98,14 @@ def test_the_interval_is_that_of_student():
     assert mean == 2.0 and half == pytest.approx(4.303 / 3**0.5, abs=1e-3)
 
 
+def test_seeds_of_other_commands_are_no_seeds_of_one_mean(tmp_path):
+    check_same = runpy.run_path(str(EXAMPLES / "several_seeds.py"))["check_same"]
+    check_same(["unitree_a1", "walk.mp4", "--num-timesteps", "75000"], tmp_path / "runs")
+    check_same(["unitree_a1", "walk.mp4", "--num-timesteps", "75000"], tmp_path / "runs")
+    with pytest.raises(SystemExit, match=r"75000; got .* 300000; type another -o"):
+        check_same(["unitree_a1", "walk.mp4", "--num-timesteps", "300000"], tmp_path / "runs")
+
+
 class Shown:
     """Stands in for `IPython.display`: keeps what is shown, and looks at the files."""
 
@@ -173,7 +181,7 @@ def test_seeds_are_trained_once_and_summed_up(made, tiny_path, tmp_path, capsys)
     main(arguments)
     first = capsys.readouterr().out
     assert [line.split()[0] for line in first.splitlines()] == ["return", "mask_iou", "distance", "fall"]
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["seed_0", "seed_1"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["command.json", "seed_0", "seed_1"]
     before = (tmp_path / "runs" / "seed_1" / "evaluation.json").stat().st_mtime_ns
     main(arguments)
     assert capsys.readouterr().out == first

@@ -10,7 +10,7 @@ import pytest
 import nil_jax
 from nil_jax import rewards
 from nil_jax.envs import AutoResetWrapper, Body, State
-from nil_jax.evaluation import controls, run_episodes, summary, zero_action
+from nil_jax.evaluation import _metrics, controls, run_episodes, summary, zero_action
 from nil_jax.reference.motion import velocities
 from nil_jax.rewards import Encoder, RewardConfig
 from nil_jax.rollout import ImitationConfig, ImitationEnv, collect
@@ -181,8 +181,8 @@ def test_targets_of_the_clip_are_followed_without_an_action(tiny_env, moving_ref
     servo, model = tiny_env.config.damping_per_stiffness, tiny_env.mj_model
     lag = servo + model.dof_damping[6:] / model.actuator_gainprm[:, 0]
     speed = velocities(model, moving_reference.motion, 1 / 25, loop=True)[:, 6:]
-    for clock in range(1, 5):
-        state = step(state, jnp.zeros((2, 2)))
+    for clock in range(5):  # from the reset on: what acts until a first action that comes late
+        state = state if clock == 0 else step(state, jnp.zeros((2, 2)))
         low, part = divmod(clock, 2)
         joints = moving_reference.motion[:, 7:]
         expected = (1 - part / 2) * joints[low] + part / 2 * joints[low + 1]
@@ -307,6 +307,9 @@ def test_imitation_settings_out_of_range_are_refused(tiny_env, tiny_reference, m
     fast = nil_jax.envs.make(tiny_env.spec.handle, tiny_env.config, reset_velocity=1.0)
     with pytest.raises(ValueError, match=r"reset_velocity: expected 0 with a reference that has a motion.*got 1.0"):
         ImitationEnv(fast, moving_reference)
+    short = nil_jax.envs.make(tiny_env.spec.handle, tiny_env.config, episode_length=1)
+    with pytest.raises(ValueError, match=r"episode_length: expected at least 2, .* got 1$"):
+        ImitationEnv(short, moving_reference)
     without = ImitationEnv(tiny_env, tiny_reference)
     assert (without.config.starts, without.config.targets) == ("rest", "stand")
     assert without.reward.pose_weight == without.reward.travel_weight == 0
@@ -389,6 +392,16 @@ def test_evaluation_equals_a_loop_over_one_episode(env):
     np.testing.assert_allclose(found["sine"].metrics["mask_iou"], iou / (2 * (env.clip_length - 2)), rtol=1e-4)
     assert rows["zero action"]["fall"] == 0.0 and rows["zero action"]["length"] == pytest.approx(0.8)
     assert rows["zero action"]["mask_iou"] > rows["random policy"]["mask_iou"]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_masks_that_always_fit_have_an_iou_of_one(env, ends):
+    """Also of an episode whose time is over between two looks, so that none of its looked-at steps ends it."""
+    rows = {name: jnp.zeros((6, 3)) for name in ("reward", "fall")}
+    rows |= {name: jnp.zeros((6, 3)).at[1::2].set(2.0) for name in ("reward/mask", "shuffled")}  # of three ticks
+    rows["done"] = jnp.zeros((6, 3), bool).at[-1].set(ends)
+    found = _metrics(rows, env)
+    np.testing.assert_array_equal([found["mask_iou"], found["mask_iou_shuffled"]], np.ones((2, 3)))
 
 
 def test_a_clip_longer_than_an_episode_is_measured_over_the_episode(tiny_env, moving_reference):

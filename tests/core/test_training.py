@@ -395,6 +395,22 @@ def test_a_run_that_was_killed_before_it_began_can_begin(tiny_env, tmp_path):
     assert SavedRun.load(tmp_path / "run").config == nil_jax.Config()
 
 
+def test_a_folder_in_which_another_run_began_meanwhile_is_left_alone(tiny_env, tmp_path):
+    first, second = (
+        Run.open(tmp_path / "run", nil_jax.Config().with_fields(seed=seed), tiny_env, resume=False, progress=False)
+        for seed in (1, 2)
+    )
+    env = nil_jax.ImitationEnv(tiny_env, None)
+    first.start(env)
+    first.close()
+    with pytest.raises(ValueError, match="output: expected a new or empty folder"):
+        second.start(env)
+    second.close()
+    assert SavedRun.load(tmp_path / "run").config.train.seed == 1
+    resumed = Run.open(tmp_path / "run", nil_jax.Config().with_fields(seed=1), tiny_env, resume=True, progress=False)
+    assert resumed.interrupted() == "stopped; the run is as it was before"  # as long as it compiles
+
+
 def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file" / "run", "/proc/run"):

@@ -73,3 +73,14 @@ def test_of_observations_in_parts_the_state_is_seen():
         BraxEnv(Playground(), 0)
     env = BraxEnv(Playground())
     assert env.observation_size == 3 and env.reset(jax.random.key(0)).obs.shape == (3,)
+
+
+def test_what_is_not_finite_ends_the_episode():
+    class Breaking(Playground):
+        def reset(self, key):
+            state = super().reset(key)
+            return state.replace(obs=state.obs | {"state": jnp.array([1.0, jnp.nan, 2.0])}, metrics={"m": jnp.inf})
+
+    state = BraxEnv(Breaking()).reset(jax.random.key(0))
+    assert bool(state.terminated) and float(state.metrics["m"]) == 0.0 and float(state.metrics["fall"]) == 1.0
+    np.testing.assert_array_equal(state.obs, np.zeros(3))

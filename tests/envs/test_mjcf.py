@@ -61,6 +61,51 @@ def test_torque_limits_come_from_gear_and_control_range(split):
     np.testing.assert_allclose(split.torque_limit, [40.0])
 
 
+BALL = "<geom size='.1'/>"
+DEFAULTS = """
+<mujoco>
+  <default><geom condim="1"/><general gear="150"/><motor gear="150" ctrlrange="-1 1"/></default>
+  <worldbody>
+    <geom type="plane" size="1 1 .1" condim="3"/>
+    <body name="pelvis" pos="0 0 0.5">
+      <freejoint/>
+      <geom name="geom_2" type="box" size=".1 .1 .1" mass="2"/>
+      <body name="shin" pos="0 0 -.1">
+        <joint name="knee" axis="0 1 0" range="-1 1"/>
+        <geom type="capsule" fromto="0 0 0 0 0 -.2" size=".03"/>
+        <body name="foot" pos="0 0 -.3"><geom type="sphere" size=".05"/></body>
+      </body>
+    </body>
+  </worldbody>
+  <actuator><{actuator}/></actuator>
+</mujoco>
+"""
+
+
+@pytest.mark.parametrize("actuation", ["torque", "position"])
+def test_class_defaults_of_a_model_do_not_reach_what_is_added(actuation):
+    spec = mujoco.MjSpec.from_string(DEFAULTS.format(actuator='motor joint="knee"'))
+    prepared = prepare(spec, **SETTINGS | {"actuation": actuation})
+    np.testing.assert_allclose(prepared.torque_limit, [150.0])
+    np.testing.assert_array_equal(prepared.mj_model.actuator_gear, [[1, 0, 0, 0, 0, 0]])
+    data = mujoco.MjData(prepared.mj_model)
+    data.qpos[:7] = [0, 0, 0.44, 1, 0, 0, 0]
+    mujoco.mj_forward(prepared.mj_model, data)
+    assert data.ncon == 1 and data.contact.dim == 3  # with friction
+
+
+def test_a_foot_that_is_welded_to_the_last_moving_body_is_the_foot():
+    prepared = prepare(mujoco.MjSpec.from_string(DEFAULTS.format(actuator='motor joint="knee"')), **SETTINGS)
+    (foot,) = prepared.foot_geom_ids
+    assert prepared.mj_model.body(prepared.mj_model.geom_bodyid[foot]).name == "foot"
+
+
+def test_a_geared_servo_keeps_its_stiffness():
+    text = DEFAULTS.format(actuator='position joint="knee" kp="2" gear="10"')
+    prepared = prepare(mujoco.MjSpec.from_string(text), **SETTINGS)
+    np.testing.assert_allclose(prepared.mj_model.actuator_gainprm[0, 0], 2 * 10**2)  # N m / rad
+
+
 def test_a_leg_without_round_feet_gets_spheres_at_the_corners_of_its_sole(split):
     model = split.mj_model
     assert len(split.foot_geom_ids) == 4
@@ -122,7 +167,10 @@ def test_unknown_robots_are_answered_with_what_to_type(name, message):
     ("xml", "message"),
     [
         ("<mujoco><worldbody><body><geom size='.1'/></body></worldbody></mujoco>", "robot with joints"),
+        (f"<mujoco><worldbody><body><freejoint/>{BALL}</body></worldbody></mujoco>", "joints behind the base"),
+        (f"<mujoco><worldbody><body><joint/>{BALL}</body></worldbody></mujoco>", "joints behind the base"),
         ("<mujoco><worldbody><body><joint/></body></worldbody></mujoco>", "MuJoCo compiles"),
+        (f"<mujoco><worldbody><body>{BALL}<body><joint/></body></body></worldbody></mujoco>", "MuJoCo compiles"),
         ("<mujoco><worldbody", "valid MJCF"),
     ],
 )

@@ -89,6 +89,7 @@ BOMBS = {
     "<body>" * 600 + "</body>" * 600: "500 levels",
     '<composite type="cable" count="100000 1 1"/>': "at most 10000 parts of a composite",
     '<flexcomp name="f" count="1000 1000 1"/>': "at most 10000 parts of a flexcomp",
+    '<replicate count="200"><composite type="cable" count="200 1 1"/></replicate>': "at most 10000 copies",
     '<flexcomp name="f" count="inf"/>': "at most 10000 parts of a flexcomp",
 }
 
@@ -100,6 +101,20 @@ def test_a_small_file_that_grows_is_refused(tmp_path, bomb):
         path.write_text(bomb + path.read_text())
     with pytest.raises(ValueError, match=f"^model: .*{BOMBS[bomb]}"):
         envs.make(path)
+
+
+@pytest.mark.parametrize(
+    "asset, body",
+    [
+        ("", '<include file="b.xml"/>'),
+        ('<model name="b" file="b.xml"/>', '<body><attach model="b" body="b" prefix="b"/></body>'),
+    ],
+)
+def test_copies_of_copies_in_another_file_are_counted(tmp_path, asset, body):
+    (tmp_path / "b.xml").write_text('<mujoco><replicate count="200"><body name="b"/></replicate></mujoco>')
+    check_model(model(tmp_path, asset, body=f'<replicate count="50">{body}</replicate>'))
+    with pytest.raises(ValueError, match=r"^model: .*at most 10000 copies"):
+        check_model(model(tmp_path, asset, body=f'<replicate count="51">{body}</replicate>'))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from mujoco import mjx
 
 from nil_jax import envs
 from nil_jax.envs import AutoResetWrapper, EnvConfig, VmapWrapper
+from nil_jax.envs.base import KEY, POOL
 from nil_jax.envs.robot import rotation_matrix
 
 # MJX computes in float32, MuJoCo in float64. Free flight agrees to some 1e-7; feet that just touch the floor are in
@@ -144,13 +145,13 @@ def test_batched_reset_and_restart_keep_the_true_last_observation(tiny_path):
     env = envs.make(tiny_path, episode_length=3)
     batch = AutoResetWrapper(VmapWrapper(env))
     state = jax.jit(batch.reset)(jax.random.split(jax.random.key(0), 4))
-    first = np.asarray(state.info["pool"].obs)
+    first = np.asarray(state.info[POOL].obs)
     step = jax.jit(batch.step)
     for _ in range(2):
         state = step(state, jnp.full((4, 2), 0.3))
         np.testing.assert_array_equal(state.obs, state.info["final_obs"])
     plain = jax.jit(jax.vmap(env.step))
-    inner = {name: state.info[name] for name in state.info if name not in ("pool", "key", "final_obs")}
+    inner = {name: state.info[name] for name in state.info if name not in (POOL, KEY, "final_obs")}
     expected = plain(state.replace(info=inner), jnp.full((4, 2), 0.3))
     state = step(state, jnp.full((4, 2), 0.3))
     assert bool(state.truncated.all()) and not bool(state.terminated.any())

@@ -9,7 +9,7 @@ from mujoco import mjx
 
 from nil_jax import envs
 from nil_jax.envs import AutoResetWrapper, VmapWrapper, physics
-from nil_jax.envs.base import _per_env
+from nil_jax.envs.base import KEY, POOL, _per_env
 
 # Warp computes in float32, MuJoCo in float64. 300 steps of free flight agree to some 4e-6; feet that just touch the
 # floor are in contact or not by rounding, which is worth some 1e-4 m.
@@ -54,7 +54,7 @@ def test_every_environment_follows_the_c_engine(env, batch, where, height, ampli
 def test_a_restarted_environment_moves_as_a_new_one(batch):
     wrapped, new, plain_step = batch
     restarting = AutoResetWrapper(wrapped)
-    state = new.replace(info=new.info | {"pool": new, "key": jax.random.key(0), "final_obs": new.obs})
+    state = new.replace(info=new.info | {POOL: new, KEY: jax.random.key(0), "final_obs": new.obs})
     step, action = jax.jit(restarting.step), jnp.tile(jnp.array([[0.3, -0.2]]), (NUM_ENVS, 1))
     shapes = jax.tree.map(jnp.shape, state.data)
     for _ in range(3):

@@ -208,6 +208,8 @@ def test_an_id_is_downloaded_without_pickles_and_its_commit_is_noted(saved, tmp_
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     refused("'owner/name', which is no folder and was not found: no network at all", find_model, "owner/name")
+    monkeypatch.undo()
+    refused("'owner/a--b', which is no folder and was not found: ", find_model, "owner/a--b")  # is no id of the hub
 
 
 def test_the_hash_of_a_folder_changes_with_any_file(wan):
