@@ -78,7 +78,7 @@ def known_poses(name: str, number: int) -> list[dict]:
     env, rng = nil_jax.envs.make(name), np.random.default_rng(0)
     ious, seconds, sides = [], [], []
     joints = sagittal_joints(env.mj_model, env.start_qpos)
-    partners = sagittal_partners(env.mj_model, joints)
+    partners, sign = sagittal_partners(env.mj_model, joints)
     for _ in range(number):
         qpos, camera = draw(env, rng)
         mask = seen(env, qpos, camera)
@@ -87,7 +87,7 @@ def known_poses(name: str, number: int) -> list[dict]:
         seconds.append(time.perf_counter() - started)
         again = seen(env, fit.start_qpos, fit.camera)
         ious.append((mask & again).sum() / (mask | again).sum())
-        error = fit.start_qpos[7 + joints] - [qpos[7 + joints], qpos[7 + joints[partners]]]
+        error = fit.start_qpos[7 + joints] - [qpos[7 + joints], sign * qpos[7 + joints[partners]]]
         sides.append(np.abs(error[0]).mean() < np.abs(error[1]).mean())
     share = float(np.mean(np.array(ious) >= FOUND))
     return [
@@ -120,9 +120,10 @@ def tracked(name: str, robot: str, mocap: Path) -> list[dict]:
     found = fit_motion(env, masks, camera, qpos[0], loop=True).qpos
     seconds = (time.perf_counter() - started) / ticks
     joints = sagittal_joints(env.mj_model, env.start_qpos)
-    partners = joints[sagittal_partners(env.mj_model, joints)]
+    partners, sign = sagittal_partners(env.mj_model, joints)
+    sides = qpos[:, 7 + joints], sign * qpos[:, 7 + joints[partners]]
     legs = [any(part in env.joint_names[j] for part in SAGITTAL["hip"] + SAGITTAL["knee"]) for j in joints]
-    own, other = (np.abs(found[:, 7 + joints] - qpos[:, 7 + to])[:, legs].mean(1) for to in (joints, partners))
+    own, other = (np.abs(found[:, 7 + joints] - side)[:, legs].mean(1) for side in sides)
     return [
         common.row(f"{name}, tracked: hips and knees, mean error", float(own.mean()), "rad"),
         common.row(f"{name}, tracked: ticks with exchanged legs", float((other < own).mean()), "share"),

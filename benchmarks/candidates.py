@@ -243,7 +243,7 @@ def mix(*parts: tuple[float, Candidate]) -> Candidate:
     return Candidate(lambda a, r, bank: sum(weight * part.function(a, r, bank) for weight, part in parts))
 
 
-DEFAULT = RewardConfig()
+DEFAULT, PAPER = RewardConfig(), RewardConfig.paper()
 HARD = "hard IoU (published)"
 CANDIDATES: dict[str, Candidate] = {
     HARD: framewise(mask_iou),

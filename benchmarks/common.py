@@ -50,7 +50,7 @@ def row(
 ) -> dict:
     """One measured number; `device` is where it was measured (default: the one that JAX uses)."""
     ratio = None
-    if peer_value is not None and value and peer_value:
+    if peer_value is not None and value > 0 and peer_value > 0:  # of others a ratio says nothing
         ratio = value / peer_value if higher_is_better else peer_value / value
     return {
         "what": what,

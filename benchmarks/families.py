@@ -68,7 +68,7 @@ def graded(gait: Gait, stand: np.ndarray, count: int, length: int, rng: np.rando
         "speed": family(lambda t, s, end: gait.at(end - ANCHOR + (t - end + ANCHOR) * s[..., 0]), 0.4, 2.0),
         "joint noise": family(lambda t, s, end: gait.at(t) + s * smooth_noise(gait.body, t, rng), 0.0, 0.5),
         "amplitude": family(lambda t, s, end: mean + s * (gait.at(t) - mean), 0.0, 1.6),
-        "start-pose blend": family(lambda t, s, end: (1 - s) * gait.at(t) + s * stand, 0.0, 1.0),
+        "standing blend": family(lambda t, s, end: (1 - s) * gait.at(t) + s * stand, 0.0, 1.0),
     }
     for part, names in SAGITTAL.items():
         joints = [j for j, name in enumerate(gait.body.env.joint_names) if any(key in name for key in names)]

@@ -48,20 +48,20 @@ def embedding_rewards(
     reference: np.ndarray,
     bank: np.ndarray,
     *,
-    made_for_l2: bool = False,
+    l2_scale: float | None = None,
 ) -> dict[str, np.ndarray]:
     """Similarities [M] of embeddings [strides, M, D], published and calibrated.
 
     Centred: the mean over a bank of clips [strides, N, D] is taken off first. Whitened: each channel is divided by its
-    deviation over the bank, too. An encoder that is made for L2 is judged by that alone.
+    deviation over the bank, too. An encoder that is made for L2 is judged by that alone, at its own scale.
     """
     found = {}
     for stride, z, ref, others in zip(strides, agent, reference, bank, strict=True):
         mean, deviation = others.mean(0), others.std(0)
         deviation = np.maximum(deviation, 1e-3 * deviation.max())
-        scale = float(np.linalg.norm(others - mean, axis=-1).mean())
+        scale = float(np.linalg.norm(others - mean, axis=-1).mean()) if l2_scale is None else l2_scale
         l2 = l2_similarity(jnp.asarray(z), jnp.asarray(ref), scale)
-        if made_for_l2:
+        if l2_scale is not None:
             found[f"{name}, every {stride}: L2"] = np.asarray(l2, float)
             continue
         pairs = {

@@ -135,7 +135,10 @@ def main() -> None:
         seconds = time.perf_counter() - started
         model = on_white(path, env.config, size)
         started = time.perf_counter()
-        peer = opengl(model, qpos, camera, size)
+        try:
+            peer = opengl(model, qpos, camera, size)
+        except Exception as error:  # whatever the machine's OpenGL libraries say
+            raise SystemExit(f"looks.py: expected OpenGL for the peer's pictures, got: {error}") from None
         peer_seconds = time.perf_counter() - started
         part = box(ours, peer)
         here = {"device": common.cpu()}

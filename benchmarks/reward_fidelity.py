@@ -89,7 +89,8 @@ def summary(studies: list[Study], domain: str, published: list[str]) -> dict[str
         entry["worse"] = [
             name
             for name in entry["spearman"]
-            if any(ranking.interval(entry["boot"][name] - found[p]["boot"][name])[1] < 0 for p in published)
+            if name != "pooled"
+            and any(ranking.interval(entry["boot"][name] - found[p]["boot"][name])[1] < 0 for p in published)
         ]
     return found
 
@@ -170,7 +171,7 @@ def figures(entry: dict, cost: float) -> list[tuple[str, float, str]]:
 def agreements(studies: list[Study], domain: str) -> list[dict]:
     """Rank correlations of the rewards of students with those of calibrated teachers, over all graded clips."""
     rows, rewards = [], studies[0].rewards[domain]
-    pairs = [(a, b) for a in rewards if a.endswith(": L2") for b in rewards if b.endswith("cosine, centred")]
+    pairs = [(a, b) for a in rewards if a.endswith(": L2") for b in rewards if b.endswith(": cosine, centred")]
     for student, teacher in pairs:
         each = [
             ranking.spearman(
@@ -212,7 +213,7 @@ def main() -> None:
     rows, console = [], Console(width=max(Console().width, 200))
     oracles = {name for name, candidate in CANDIDATES.items() if candidate.oracle}
     for domain in studies[0].rewards:
-        published = [name for name in studies[0].rewards[domain] if "published" in name]
+        published = [name for name in studies[0].rewards[domain] if name.endswith("(published)")]
         found = summary(studies, domain, published)
         console.print(table(found, domain, studies[0].cost, oracles), family_table(found, domain))
         rows += rows_of(found, domain, studies[0].cost, studies) + agreements(studies, domain)

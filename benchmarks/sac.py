@@ -118,7 +118,12 @@ def braxs(env: BraxEnv, steps: int, seed: int):
 
 def rows_of(task: str, seeds: int, steps: int, delay: int, say) -> list[dict]:
     """Returns and speeds on one task."""
-    env = BraxEnv(Numbers() if task == "numbers" else brax.envs.get_environment(task, backend="mjx"), LENGTH)
+    try:
+        env = BraxEnv(Numbers() if task == "numbers" else brax.envs.get_environment(task, backend="mjx"), LENGTH)
+    except KeyError:
+        raise SystemExit(
+            f"sac.py: expected 'numbers' or an environment of Brax, such as hopper, got {task!r}"
+        ) from None
     found = {"ours": [], "Brax SAC": []}
     for seed in range(seeds):
         for name, learn in (("ours", partial(ours, delay=delay)), ("Brax SAC", braxs)):

@@ -66,7 +66,7 @@ def main() -> None:
     starts = jax.jit(env.from_the_start().reset)(jax.random.split(key, count))
     steps = env.episode_length
     if env.reference is not None and not env.reference.loop:
-        steps = (env.clip_length - 1) * env.control_steps_per_tick
+        steps = min(steps, (env.clip_length - 1) * env.control_steps_per_tick)
     with tempfile.TemporaryDirectory() as folder:
         export_policy(env, policies["policy"], Path(folder) / "policy")
         exported = Exported(Path(folder) / "policy")

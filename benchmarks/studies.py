@@ -12,7 +12,7 @@ import families
 import jax
 import jax.numpy as jnp
 import numpy as np
-from candidates import DEFAULT, HARD, MARGIN, TERM, Bank, Candidate, make_bank
+from candidates import DEFAULT, HARD, MARGIN, PAPER, TERM, Bank, Candidate, make_bank
 from families import RATE, Clips
 from features import Embedder, embedding_rewards
 from motions import Gait
@@ -184,8 +184,8 @@ def embedded(
     for domain, renderer in references.items():
         reference, _ = encoder(renderer(gait.body, camera(gait.body), side), poses)
         joint = np.concatenate(agent, axis=1), reference[:, which], np.concatenate(bank, axis=1)
-        made_for_l2 = encoder.encoder.similarity == "l2"
-        found[domain] = embedding_rewards(encoder.name, encoder.strides, *joint, made_for_l2=made_for_l2)
+        scale = encoder.encoder.scale if encoder.encoder.similarity == "l2" else None
+        found[domain] = embedding_rewards(encoder.name, encoder.strides, *joint, l2_scale=scale)
     return found, microseconds
 
 
@@ -193,7 +193,7 @@ def totals(rewards: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Weights of the image terms of whole rewards: the default one, and the published one with each encoder."""
     cosine = ", every 1: cosine (published)"
     found = {
-        f"published reward, {name.removesuffix(cosine)}": {name: 1.0, HARD: 1.0}
+        f"published reward, {name.removesuffix(cosine)}": {name: PAPER.video_weight, HARD: PAPER.mask_weight}
         for name in rewards
         if name.endswith(cosine)
     }

@@ -233,8 +233,8 @@ class RobotEnv(Env):
         key_q, key_v, key_world = jax.random.split(key, 3)
         noise, nj = self.config.reset_noise, len(self.joint_names)
         low, high = jnp.array(self.joint_range, jnp.float32).T
-        joints = jnp.clip(qpos[7:] + jax.random.uniform(key_q, (nj,), minval=-noise, maxval=noise), low, high)
-        qpos = grounded(self, jnp.concatenate([qpos[:7], joints]))
+        angles = jnp.clip(qpos[7:] + jax.random.uniform(key_q, (nj,), minval=-noise, maxval=noise), low, high)
+        qpos = grounded(self, jnp.concatenate([qpos[:7], angles]))
         qvel = qvel.at[6:].add(jax.random.uniform(key_v, (nj,), minval=-noise, maxval=noise))
         action = jnp.zeros(self.action_size)
         # Frames of bodies and geoms are all that is looked at; mjx.step computes the rest.

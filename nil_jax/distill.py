@@ -204,7 +204,7 @@ def make_lessons(
                 jnp.asarray(large, jnp.float32), (*large.shape[:2], *_square(student), 3), "linear"
             )
             frames.append(np.asarray(jnp.round(small), np.uint8))
-            report((index + (start + 4) / share) / len(painters))
+            report((index + (start + number) / share) / len(painters))
     features = np.concatenate(features).astype(np.float64)
     centred = features - features.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)

@@ -28,6 +28,7 @@ from nil_jax.learning import (
     make_policy,
     make_replay,
 )
+from nil_jax.learning.replay import check_replay
 from nil_jax.rollout import ImitationEnv, collect
 from nil_jax.types import Transition
 
@@ -102,6 +103,7 @@ def _num_updates(config: Config) -> int:
 def share_of_a_device(config: Config, num_devices: int) -> Config:
     """The settings with one device's part of everything that is split."""
     learner = config.learner
+    check_replay(learner, config.train.num_envs)  # here, in the numbers that the user has given
     for name, value in (("num_envs", config.train.num_envs), ("batch_size", learner.batch_size)):
         if value % num_devices:
             even = -(-value // num_devices) * num_devices

@@ -65,7 +65,7 @@ def train(
     output: str | Path | None = None,
     resume: bool = False,
     source_fps: float | None = None,
-    encoder: Encoder | None = None,
+    encoder: Encoder | str | None = None,
     progress: bool = True,
     callback: Callable[[int, dict[str, float], evaluation.Policy], None] | None = None,
     **overrides: Any,
@@ -84,7 +84,7 @@ def train(
             with `checkpoint_replay=False`); with a larger `num_timesteps` further than was planned. Of the other
             settings `num_evals`, learning rates, `lr_decay` and `max_grad_norm` may change.
         source_fps: frames per second of an array or folder.
-        encoder: embeds clips for the video term, instead of the one that the config names.
+        encoder: embeds clips for the video term, or a name of one as `config` has it; None: that of the config.
         progress: show a progress bar.
         callback: called as `callback(step, metrics, policy)` after each evaluation and its checkpoint (`num_evals` of
             them), with the control steps so far, the policy's row of the evaluation and the policy as it is then;
@@ -101,7 +101,8 @@ def train(
         OSError: the run's folder cannot be written; the same.
         ConnectionError: another process of the run has gone; the same.
     """
-    config = _settings(config, overrides, output if resume else None)
+    encoder, named = _loaded_or_named(encoder)
+    config = _settings(config, overrides | named, output if resume else None)
     given = {"source_fps": source_fps, "encoder": encoder, "progress": progress, "callback": callback}
     return _train(env, ref_video, config, {config.train.seed: output}, resume=resume, **given)[0]
 
@@ -115,7 +116,7 @@ def train_seeds(
     config: Config | None = None,
     resume: bool = False,
     source_fps: float | None = None,
-    encoder: Encoder | None = None,
+    encoder: Encoder | str | None = None,
     progress: bool = True,
     **overrides: Any,
 ) -> list[TrainingResult]:
@@ -146,9 +147,15 @@ def train_seeds(
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: expected one or more different integers, got {seeds}")
     outputs = {seed: None if output is None else Path(output) / f"seed_{seed}" for seed in seeds}
-    config = _settings(config, overrides, outputs[seeds[0]] if resume else None)
+    encoder, named = _loaded_or_named(encoder)
+    config = _settings(config, overrides | named, outputs[seeds[0]] if resume else None)
     given = {"source_fps": source_fps, "encoder": encoder, "progress": progress}
     return _train(env, ref_video, config, outputs, resume=resume, **given)
+
+
+def _loaded_or_named(encoder: Encoder | str | None) -> tuple[Encoder | None, dict[str, str]]:
+    """An encoder that is given, and the setting by which another one is named."""
+    return (None, {"encoder": encoder}) if isinstance(encoder, str) else (encoder, {})
 
 
 def _settings(config: Config | None, overrides: dict[str, Any], resumed: str | Path | None) -> Config:

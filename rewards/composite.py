@@ -72,16 +72,18 @@ class RewardConfig:
         if self.video_similarity not in ("auto", "cosine", "l2"):
             raise ValueError(f"video_similarity: expected 'auto', 'cosine' or 'l2', got {self.video_similarity!r}")
         masks.check_scales(self.soft_mask_scales, "soft_mask_scales")
-        masks.check_scales((self.outline_cell,), "outline_cell")
+        if self.outline_cell < 2 or self.outline_cell % 2:
+            raise ValueError(f"outline_cell: expected an even number of px, got {self.outline_cell}")
 
     @classmethod
     def paper(cls) -> "RewardConfig":
         """The terms of arXiv 2503.10626: raw cosine, plain IoU and the sum of the regularisers, weighted 1:1:1.
 
-        The weights within that sum are not published: here they are equal and sum to 1.
+        The video term is (1 + cosine) / 2, so that it is never negative: hence its weight of 2. The weights within that
+        sum are not published: here they are equal and sum to 1.
         """
         inner = {f"{term}_weight": 1 / len(REGULARIZER_TERMS) for term in REGULARIZER_TERMS}
-        image = {"video_weight": 1.0, "mask_weight": 1.0, "soft_mask_weight": 0.0, "outline_weight": 0.0}
+        image = {"video_weight": 2.0, "mask_weight": 1.0, "soft_mask_weight": 0.0, "outline_weight": 0.0}
         image |= {"pose_weight": 0.0, "travel_weight": 0.0}
         return cls(**image, **inner, video_similarity="cosine")
 

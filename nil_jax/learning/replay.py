@@ -66,6 +66,23 @@ def n_step_transition(window: Transition, gamma: float) -> Transition:
     )
 
 
+def check_replay(config: LearnerConfig, num_envs: int) -> tuple[int, int]:
+    """How many steps of each environment a buffer holds, and how many it has when learning starts.
+
+    Raises:
+      ValueError: if it cannot hold a window of each environment, or fills before learning starts.
+    """
+    steps_per_env = config.replay_size // num_envs
+    steps_before_learning = max(-(-config.learning_starts // num_envs), config.n_step)
+    if steps_per_env < steps_before_learning:
+        raise ValueError(
+            f"replay_size: expected at least {steps_before_learning * num_envs} (num_envs={num_envs} times "
+            f"{steps_before_learning} steps, for learning_starts={config.learning_starts} and n_step={config.n_step}), "
+            f"got {config.replay_size}; raise replay_size or lower learning_starts"
+        )
+    return steps_per_env, steps_before_learning
+
+
 def make_replay(config: LearnerConfig, num_envs: int) -> Replay:
     """A buffer of `config.replay_size` transitions, `replay_size // num_envs` consecutive steps of each environment.
 
@@ -83,14 +100,7 @@ def make_replay(config: LearnerConfig, num_envs: int) -> Replay:
     Raises:
       ValueError: if the buffer cannot hold a window of each environment, or fills before learning starts.
     """
-    steps_per_env = config.replay_size // num_envs
-    steps_before_learning = max(-(-config.learning_starts // num_envs), config.n_step)
-    if steps_per_env < steps_before_learning:
-        raise ValueError(
-            f"replay_size: expected at least {steps_before_learning * num_envs} (num_envs={num_envs} times "
-            f"{steps_before_learning} steps, for learning_starts={config.learning_starts} and n_step={config.n_step}), "
-            f"got {config.replay_size}; raise replay_size or lower learning_starts"
-        )
+    steps_per_env, steps_before_learning = check_replay(config, num_envs)
     buffer = flashbax.make_trajectory_buffer(
         add_batch_size=num_envs,
         sample_batch_size=config.batch_size,

@@ -186,7 +186,8 @@ class Problem:
         self.start = np.array(start_qpos, np.float32)
         self.start[:2], self.start[3:7] = 0.0, (1.0, 0.0, 0.0, 0.0)
         angles = self.start[7 + self.joints]
-        swapped = angles[sagittal_partners(env.mj_model, self.joints)]
+        partners, sign = sagittal_partners(env.mj_model, self.joints)
+        swapped = sign * angles[partners]
         self.means = np.stack([np.concatenate([np.zeros(JOINTS), a]).astype(np.float32) for a in (angles, swapped)])
         self.spread = np.array([*SPREAD_CAMERA, *[SPREAD_JOINTS] * len(self.joints)])
         self._known = camera, jnp.asarray(self.start), jnp.asarray(self.joints)
@@ -272,15 +273,19 @@ def sagittal_joints(mj_model: mujoco.MjModel, qpos: Float[np.ndarray, " nq"]) ->
     data = mujoco.MjData(mj_model)
     data.qpos[:] = qpos
     mujoco.mj_kinematics(mj_model, data)
-    across = (np.abs(data.xaxis[:, 1]) > np.sqrt(0.5)) & (mj_model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE)
+    across = (np.abs(data.xaxis[:, 1]) > np.sqrt(0.5) - 1e-6) & (mj_model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE)
     return mj_model.jnt_qposadr[across] - 7
 
 
-def sagittal_partners(mj_model: mujoco.MjModel, joints: np.ndarray) -> np.ndarray:
-    """For each of some joints the one on the other side of the body, or itself if that is none of them; an index."""
-    partner, _ = mirror_joints(mj_model)
+def sagittal_partners(mj_model: mujoco.MjModel, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each of some joints the one on the other side of the body, or itself if that is none of them.
+
+    Returns:
+        Their indices among the joints, and the signs (1 or -1) of the mirrored angles.
+    """
+    partner, sign = mirror_joints(mj_model)
     among = np.where(np.isin(partner[joints], joints), partner[joints], joints)
-    return np.searchsorted(joints, among)
+    return np.searchsorted(joints, among), np.where(among == joints, 1.0, sign[joints])
 
 
 def nominal_camera(mj_model: mujoco.MjModel, qpos: Float[np.ndarray, " nq"], geom_ids: np.ndarray) -> Camera:

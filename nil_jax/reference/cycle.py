@@ -13,6 +13,7 @@ from nil_jax.envs import Body
 AROUND = 2  # ticks before and after the seam in which the motion must agree, so that velocities do too
 SLACK = 0.15  # of a stride, by which a loop may be longer or shorter
 SHORTEST = 0.4  # s, where the clip has no rhythm
+STILL = 0.5  # of the motion's usual pace, below which a part is a rest and no stride
 
 
 class Cycle(NamedTuple):
@@ -38,7 +39,7 @@ def find_cycle(body: Body, qpos: Float[np.ndarray, "T nq"], fps: float, steps_pe
         steps_per_second: The rhythm; None: there is none.
 
     Raises:
-        ValueError: a motion too short to hold a whole stride.
+        ValueError: a motion too short to hold a whole stride, or with a rest in all of them.
     """
     first, count, seam = _best(body.keypoints(qpos), *_lengths(len(qpos), fps, steps_per_second))
     closed = _closed(body, qpos[first : first + count + 1])
@@ -68,12 +69,18 @@ def _best(points: Float[np.ndarray, "T K 3"], low: int, high: int) -> tuple[int,
     def apart(count: int) -> Float[np.ndarray, " n"]:
         return np.sqrt(np.square(points[count:] - points[:-count]).sum(-1).mean(-1))
 
+    path = np.concatenate([[0.0], np.cumsum(apart(1))])
     usual = max(float(np.median(apart(1))), 1e-9)
     window, found = np.ones(2 * AROUND + 1) / (2 * AROUND + 1), []
     for count in range(low, high + 1):
         seams = np.convolve(apart(count), window, "valid") / usual
+        # Nothing is more alike than two looks at a robot that rests.
+        moved = (path[count:] - path[:-count])[AROUND : AROUND + len(seams)]
+        seams = np.where(moved < STILL * count * usual, np.inf, seams)
         found.append((float(seams.min()), AROUND + int(seams.argmin()), count))
     seam, first, count = min(found)
+    if not np.isfinite(seam):
+        raise ValueError("cycle: expected a part of the clip that moves and repeats, got none; leave out --cycle")
     return first, count, seam
 
 

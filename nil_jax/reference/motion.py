@@ -46,7 +46,8 @@ class Following(Problem):
     def cost(self, theta: Float[np.ndarray, "N P"]) -> Float[np.ndarray, " N"]:
         """Of poses that are far from the expected one, and a little of those far from the first."""
         away, changed = ((theta - pose) / (self.spread / 2) for pose in (self.expected, self.first))
-        return NEARNESS * np.square(away).mean(-1) + HOME * np.square(changed[:, JOINTS:]).mean(-1)
+        home = np.square(changed[:, JOINTS:]).mean(-1) if changed.shape[1] > JOINTS else 0.0
+        return NEARNESS * np.square(away).mean(-1) + HOME * home
 
     def poses(self, theta: Float[np.ndarray, "T P"]) -> Float[np.ndarray, "T nq"]:
         """Coordinates at x = 0, not yet on the floor."""
@@ -95,7 +96,8 @@ def fit_motion(
         path.append(search(problem, rng, problem.expected, ITERATIONS)[0] if mask.any() else problem.expected)
         if progress is not None:
             progress(tick / (len(masks) - 1))
-    drift, theta = (_smooth(np.array(path[1:]), window, order, loop) for window, order in (DRIFT, GAIT))
+    # A loop's poses go on at its end; its camera, which has drifted, jumps there.
+    drift, theta = _smooth(np.array(path[1:]), *DRIFT), _smooth(np.array(path[1:]), *GAIT, loop)
     drift -= drift[0]
     body, qpos = Body(env), problem.poses(theta)
     qpos[:, 2] -= body.kinematics(qpos)[2]
@@ -103,7 +105,7 @@ def fit_motion(
     return Motion(qpos, drift[:, SCALE : DOWN + 1])
 
 
-def _smooth(theta: Float[np.ndarray, "T P"], window: int, order: int, loop: bool) -> Float[np.ndarray, "T P"]:
+def _smooth(theta: Float[np.ndarray, "T P"], window: int, order: int, loop: bool = False) -> Float[np.ndarray, "T P"]:
     from scipy.signal import savgol_filter  # here, because every `import nil_jax` would wait for it
 
     window = min(window, len(theta) - 1 + len(theta) % 2)  # odd

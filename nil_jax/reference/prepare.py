@@ -331,9 +331,9 @@ def clip_at_ticks(video: Video, reference: Reference) -> UInt8[np.ndarray, "T S 
     made = reference.provenance
     config = ReferenceConfig(**{f.name: made[f.name] for f in fields(ReferenceConfig) if f.name in made})
     shown = _shown(_times(video, config), video)
-    frames = crop(video.frames[shown], tuple(made["crop"]), 255)
+    frames = crop(video.frames, tuple(made["crop"]), 255)
     frames = frames[:, :, ::-1] if made["mirrored"] else frames
-    frames = all_resized(frames, config.frame_size)
+    frames = all_resized(frames, config.frame_size)[shown]
     drift = np.array(made.get("drift") or np.zeros((len(frames), 3)))
     first, count = made.get("cut", (0, len(frames)))[:2]
     return steadied(frames, drift, np.asarray(reference.camera.center))[first : first + count]

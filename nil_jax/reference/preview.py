@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from nil_jax.envs import Body
 from nil_jax.reference.prepare import Reference, clip_at_ticks, resized
-from nil_jax.reference.video import Video, write_video
+from nil_jax.reference.video import Video, write_frames
 from nil_jax.rendering import make_scene, render_masks
 
 SIDE, LABEL, HOLD = 288, 24, 1.0  # pixels, pixels, s that the first frame with its fit is shown
@@ -42,12 +42,14 @@ def write_preview(path: str | Path, reference: Reference, env: Any, video: Video
         f"mask {reference.masks.shape[1]}x{reference.masks.shape[2]}",
         f"fit of {made.get('robot')}, first IoU {made.get('first_frame_iou', float('nan')):.2f}",
     )
-    frames = [
-        _panels(frame, mask, fits[min(t, len(fits) - 1)], labels, fitted=t < len(fits))
-        for t, (frame, mask) in enumerate(zip(clip, reference.masks, strict=True))
-    ]
-    hold = [frames[0]] * round(HOLD * reference.fps)
-    write_video(path, np.stack(hold + frames), reference.fps)
+
+    def panels(tick: int) -> UInt8[np.ndarray, "h w 3"]:
+        fit = fits[min(tick, len(fits) - 1)]
+        return _panels(clip[tick], reference.masks[tick], fit, labels, fitted=tick < len(fits))
+
+    # One after the other: those of a long clip together would take gigabytes.
+    ticks = [0] * round(HOLD * reference.fps) + list(range(len(reference.masks)))
+    write_frames(path, map(panels, ticks), reference.fps)
 
 
 def fitted_masks(reference: Reference, env: Any, size: int = SIDE) -> Bool[np.ndarray, "T S S"]:

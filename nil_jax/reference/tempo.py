@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 GRAVITY = 9.81  # m/s^2
 WALKING = 0.57  # steps per second times sqrt(leg / g): people and the walks of H1 and Talos take 0.5 to 0.6
+SHORTEST_LEG = 0.05  # m
 USUAL = (0.6, 1.7)  # times the usual rhythm: from a slow walk to a run
 RHYTHMIC = 0.35  # autocorrelation from which on there is a rhythm
 FIRST_PEAK = 0.8  # of the highest: the first lag that correlates so well is the step, not two of them
@@ -30,15 +31,16 @@ def tempo(env: Any, masks: Bool[np.ndarray, "T H W"], fps: float) -> dict[str, f
 
     Returns:
         JSON values: `steps_per_second` (None without a rhythm), `usual_steps_per_second`, and `suggested_speed`, which
-        would make them equal (None where there is no rhythm, or one between that of a slow walk and a run).
+        would make them equal (None where there is no rhythm, or one between that of a slow walk and a run). The last
+        two are None where the robot's base is a frame on the floor, which tells nothing of its legs.
     """
-    usual = WALKING * float(np.sqrt(GRAVITY / env.start_qpos[2]))
-    steps = step_frequency(masks, fps)
-    slow_or_fast = steps is not None and not USUAL[0] <= steps / usual <= USUAL[1]
+    leg, steps = float(env.start_qpos[2]), step_frequency(masks, fps)
+    usual = WALKING * np.sqrt(GRAVITY / leg) if leg > SHORTEST_LEG else None
+    unusual = steps is not None and usual is not None and not USUAL[0] <= steps / usual <= USUAL[1]
     return {
         "steps_per_second": None if steps is None else round(steps, 3),
-        "usual_steps_per_second": round(usual, 3),
-        "suggested_speed": round(usual / steps, 2) if steps and slow_or_fast else None,
+        "usual_steps_per_second": None if usual is None else round(float(usual), 3),
+        "suggested_speed": round(float(usual / steps), 2) if unusual else None,
     }
 
 

@@ -4,10 +4,9 @@ Axes: T frames, H rows, W columns, S output ticks.
 """
 
 import hashlib
-import itertools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -172,14 +171,22 @@ def write_video(path: str | Path, frames: UInt8[np.ndarray, "T H W 3"], fps: flo
         raise ValueError(f"frames: expected shape [T, H, W, 3], got {list(frames.shape)}")
     if frames.dtype != np.uint8:
         raise TypeError(f"frames: expected uint8 in [0, 255], got {frames.dtype}; convert with .astype(np.uint8)")
-    frames = np.pad(frames, [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)], mode="edge")
+    write_frames(path, frames, fps)
+
+
+def write_frames(path: str | Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float) -> None:
+    """`write_video` of frames that are made one after the other."""
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "18"})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1  # with several, the same frames now and then make another file
-        for frame in itertools.chain(frames, [None]):  # None flushes the encoder
-            picture = None if frame is None else av.VideoFrame.from_ndarray(frame, format="rgb24")
-            container.mux(stream.encode(picture))
+        for frame in frames:
+            height, width = frame.shape[:2]
+            frame = np.pad(frame, [(0, height % 2), (0, width % 2), (0, 0)], mode="edge")
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = frame.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
 
 
 def nearest(times: Float[np.ndarray, " T"], wanted: Float[np.ndarray, " S"]) -> Int[np.ndarray, " S"]:

@@ -55,7 +55,7 @@ def convex_pieces(
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             planes, lengths = stored["planes"], stored["lengths"]
-    except (OSError, ValueError, KeyError, BadZipFile):  # absent, or cut short by a full disk
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # absent, or cut short by a full disk
         pieces = [_bounding_planes(points, config) for points in _cut(vertices, faces, config)]
         planes, lengths = np.concatenate(pieces), np.array([len(piece) for piece in pieces])
         keep(file, lambda stream: np.savez(stream, planes=planes, lengths=lengths))

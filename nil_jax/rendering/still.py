@@ -16,12 +16,13 @@ from nil_jax.rendering import backdrop, raster
 from nil_jax.rendering.camera import Camera
 from nil_jax.rendering.lamps import Lamp, illuminate, make_lamps, with_shadow
 from nil_jax.rendering.materials import OPAQUE, Materials, Texture, make_materials
-from nil_jax.rendering.raster import NEAR, View
+from nil_jax.rendering.raster import View
 from nil_jax.rendering.scene import drawn_geoms
 from nil_jax.rendering.triangles import Triangles, make_triangles
 
 SAMPLES = 4  # across a pixel: anti-aliasing
 SILHOUETTE = 0.05  # px: how far a tessellated primitive's outline may be from the true one
+NEAREST = 0.01  # m: nearer geoms are no finer than from there
 BAND = 64  # px: rows drawn at once, which bounds the memory
 CHUNK = 2**16  # samples shaded at once: what a core's cache holds
 
@@ -99,7 +100,9 @@ def _prepare(
     materials = make_materials(mj_model)
     surface = _surface(mj_model, data, view, geom_ids)
     alpha = materials.rgba[surface.geom, 3]
-    casting = surface.position[alpha >= OPAQUE]
+    # What is endless is never between a lamp and the robot, and a shadow's map would have to hold all of it.
+    endless = mj_model.geom_type[surface.geom] == mujoco.mjtGeom.mjGEOM_PLANE
+    casting = surface.position[(alpha >= OPAQUE) & ~endless]
     lamps = make_lamps(mj_model, data, view)
     if len(casting):
         lamps = [with_shadow(lamp, casting) if lamp.casts else lamp for lamp in lamps]
@@ -126,12 +129,11 @@ def _prepare(
 
 
 def _surface(mj_model: mujoco.MjModel, data: mujoco.MjData, view: View, geom_ids: np.ndarray) -> Triangles:
-    """Triangles fine enough for the geom that is nearest to the camera."""
+    """Triangles fine enough for the geom that is nearest to the camera, of those that it sees."""
     pixel = SAMPLES / view.focal  # m, or m at 1 m
     if not view.orthographic:
-        pixel *= max(
-            float((raster.depths(view, data.geom_xpos[geom_ids]) - mj_model.geom_rbound[geom_ids]).min()), NEAR
-        )
+        depth, radius = raster.depths(view, data.geom_xpos[geom_ids]), mj_model.geom_rbound[geom_ids]
+        pixel *= max(float((depth - radius).min(initial=np.inf, where=depth + radius > 0)), NEAREST)
     xmat = data.geom_xmat.reshape(-1, 3, 3)
     return make_triangles(mj_model, geom_ids, data.geom_xpos, xmat, SILHOUETTE * pixel)
 

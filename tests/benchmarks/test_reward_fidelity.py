@@ -80,7 +80,7 @@ def test_graded_families_grow_with_their_strength_and_the_right_ones_are_right(l
     stand = gait.body.coords(h1.default_qpos[None])[0]
     made = families.graded(gait, stand, 12, 4, np.random.default_rng(0))
     ranking = load("ranking")
-    for name, neutral in (("joint noise", 0.0), ("amplitude", 1.0), ("start-pose blend", 0.0), ("hip error", 0.0)):
+    for name, neutral in (("joint noise", 0.0), ("amplitude", 1.0), ("standing blend", 0.0), ("hip error", 0.0)):
         clips = made[name]
         reference = gait.body.qpos(gait.at(clips.phase[:, None] + families.ticks(4)))
         away = gait.body.distance(gait.body.keypoints(clips.qpos), gait.body.keypoints(reference))

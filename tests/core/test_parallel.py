@@ -156,6 +156,12 @@ def test_what_devices_cannot_share_evenly_is_refused(field, value, even):
         share_of_a_device(config, 8)
 
 
+def test_a_replay_too_small_is_told_in_the_numbers_that_were_given():
+    config = nil_jax.Config().with_fields(replay_size=2000, learning_starts=5000)
+    with pytest.raises(ValueError, match=r"replay_size: expected at least 5120 .* got 2000; raise"):
+        share_of_a_device(config, 8)
+
+
 def test_a_device_gets_its_share_of_everything_that_is_split():
     config = nil_jax.Config().with_fields(replay_size=80_000)
     share = share_of_a_device(config, 8)

@@ -286,6 +286,8 @@ def test_a_run_knows_its_encoder(tiny_env, tiny_reference, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         train(tiny_env, tiny_reference, tmp_path / "run", video_weight=1.0, encoder=encoder)
     config = SavedRun.load(tmp_path / "run").config
+    with pytest.raises(ValueError, match=r"resume: expected the settings of the run .*encoder .*got 'i3d'"):
+        nil_jax.train(tiny_env, output=tmp_path / "run", resume=True, encoder="i3d", progress=False)
     for named in ("student", None):  # what the settings name in its place
         save_config(config.with_fields(encoder=named), tmp_path / "run" / "config.json")
         with pytest.raises(ValueError, match=r"encoder: expected the one that the run began with, got another"):

@@ -1,5 +1,7 @@
 """The fit of camera and start pose: known ones are recovered, and real first frames are matched."""
 
+import copy
+
 import jax.numpy as jnp
 import mujoco
 import numpy as np
@@ -68,8 +70,13 @@ def ray_mask(env, qpos, camera, size=64):
 def test_sagittal_joints_and_their_partners_are_found(biped):
     joints = sagittal_joints(biped.mj_model, biped.start_qpos)
     assert [biped.joint_names[j] for j in joints] == ["left_hip", "left_knee", "right_hip", "right_knee"]
-    np.testing.assert_array_equal(sagittal_partners(biped.mj_model, joints), [2, 3, 0, 1])
-    np.testing.assert_array_equal(sagittal_partners(biped.mj_model, joints[:3]), [2, 1, 0])  # a knee without its twin
+    partners, sign = sagittal_partners(biped.mj_model, joints)
+    np.testing.assert_array_equal([partners, sign], [[2, 3, 0, 1], np.ones(4)])
+    partners, sign = sagittal_partners(biped.mj_model, joints[:3])  # a knee without its twin
+    np.testing.assert_array_equal([partners, sign], [[2, 1, 0], np.ones(3)])
+    model = copy.deepcopy(biped.mj_model)
+    model.jnt_axis[[model.joint(name).id for name in ("right_hip", "right_knee")]] *= -1  # sides with opposite axes
+    np.testing.assert_array_equal(sagittal_partners(model, joints)[1], -np.ones(4))
 
 
 def test_soft_iou_agrees_with_counting_pixels():

@@ -154,6 +154,19 @@ def test_without_a_rhythm_a_cycle_of_any_length_is_found(tiny_env):
     assert cycle.ticks in (17, 34) and cycle.seam < 0.1
 
 
+@pytest.mark.parametrize("steps", [None, 2 * RATE / 17])
+def test_a_rest_is_no_stride(tiny_env, steps):
+    """Two looks at a robot that stands are as alike as can be."""
+    moving = walk(tiny_env, 60, 17, drift=0.0)
+    moving[:, 7:] += np.random.default_rng(0).normal(0, 0.01, (60, 2))  # as poses that are fitted
+    late = np.concatenate([np.tile(moving[:1], (25, 1)), moving])
+    assert find_cycle(Body(tiny_env), late, RATE, steps).first >= 25 - 10
+    broken = np.tile(tiny_env.default_qpos, (60, 1))  # by a rest that is longer than half of any stride
+    broken[:, 7] = 0.02 * np.concatenate([np.arange(16), np.full(28, 16), np.arange(16, 32)])
+    with pytest.raises(ValueError, match="cycle: expected a part of the clip that moves and repeats, got none"):
+        find_cycle(Body(tiny_env), broken, RATE, 2 * RATE / 40)
+
+
 def test_a_clip_shorter_than_a_stride_has_no_cycle(tiny_env):
     with pytest.raises(ValueError, match=r"cycle: expected a clip of at least .* leave out --cycle"):
         find_cycle(Body(tiny_env), walk(tiny_env, 20, 17, drift=0.0), RATE, 2 * RATE / 19)

@@ -57,6 +57,13 @@ def test_a_loop_is_suggested_where_a_clip_repeats_and_is_none_yet():
     assert hints(made | {"tempo": tempo(ROBOT, walk(0.0, 30.0), 30.0)}) == []
 
 
+@pytest.mark.parametrize("height", [0.0, -0.1])
+def test_a_base_on_the_floor_tells_nothing_of_the_legs(height):
+    found = tempo(SimpleNamespace(start_qpos=np.array([0.0, 0.0, height])), walk(1.9, 30.0), 10.0)
+    assert found["usual_steps_per_second"] is None and tempo_hint(found, 1.0) is None
+    assert found["steps_per_second"] == pytest.approx(1.9 / 3, rel=0.03)
+
+
 def test_smaller_robots_step_faster():
     small = SimpleNamespace(start_qpos=np.array([0.0, 0.0, 0.225]))
     masks = walk(1.0, 30.0)

@@ -159,6 +159,8 @@ def test_terms_made_from_arrays_feed_the_total():
         ("tilt_worst_angle", 4.0),
         ("video_similarity", "dot"),
         ("soft_mask_scales", ()),
+        ("outline_cell", 1),
+        ("outline_cell", 7),
     ],
 )
 def test_a_config_value_out_of_range_is_refused_by_name(field, value):
@@ -181,6 +183,7 @@ def test_config_says_what_must_be_rendered():
 
 def test_the_published_reward_is_the_sum_of_video_mask_and_regularisers():
     config = RewardConfig.paper()
-    assert (config.video_weight, config.mask_weight, config.video_similarity) == (1.0, 1.0, "cosine")
+    # The video term is (1 + cosine) / 2.
+    assert (config.video_weight, config.mask_weight, config.video_similarity) == (2.0, 1.0, "cosine")
     assert config.soft_mask_weight == config.outline_weight == 0.0
     assert sum(config.weight(term) for term in REGULARIZER_TERMS) == pytest.approx(1.0)
