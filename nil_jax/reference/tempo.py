@@ -3,6 +3,7 @@
 Axes: T frames, H rows, W columns, K lags.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,12 +36,13 @@ def tempo(env: Any, masks: Bool[np.ndarray, "T H W"], fps: float) -> dict[str, f
         two are None where the robot's base is a frame on the floor, which tells nothing of its legs.
     """
     leg, steps = float(env.start_qpos[2]), step_frequency(masks, fps)
-    usual = WALKING * np.sqrt(GRAVITY / leg) if leg > SHORTEST_LEG else None
-    unusual = steps is not None and usual is not None and not USUAL[0] <= steps / usual <= USUAL[1]
+    usual, suggested = (WALKING * math.sqrt(GRAVITY / leg) if leg > SHORTEST_LEG else None), None
+    if steps is not None and usual is not None and not USUAL[0] <= steps / usual <= USUAL[1]:
+        suggested = round(usual / steps, 2)
     return {
         "steps_per_second": None if steps is None else round(steps, 3),
-        "usual_steps_per_second": None if usual is None else round(float(usual), 3),
-        "suggested_speed": round(float(usual / steps), 2) if unusual else None,
+        "usual_steps_per_second": None if usual is None else round(usual, 3),
+        "suggested_speed": suggested,
     }
 
 
