@@ -34,6 +34,7 @@ def test_comments_of_settings_are_their_explanation():
     assert comments["starts"].startswith("Where training begins: at rest") and "IoU" in comments["lost_iou"]
 
 
+@pytest.mark.slow
 def test_pages_are_made_without_a_warning(tmp_path):
     pytest.importorskip("pdoc")
     command = [sys.executable, str(DOCS / "make_api.py"), str(tmp_path)]

@@ -226,6 +226,7 @@ def test_returns_over_five_seeds_do_not_tell_one_device_from_eight(tmp_path):
     assert scipy.stats.ttest_ind(returns[1], returns[8], equal_var=False).pvalue > 0.05, returns
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_are_those_one_after_the_other(tmp_path):
     settings = SETTINGS | {"num_timesteps": 256, "num_evals": 2, "progress": False}
     # The checker takes a slice of a batch of keys for the batch.

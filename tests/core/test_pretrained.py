@@ -63,7 +63,7 @@ def test_damaged_policies_are_refused(run, tmp_path):
             nil_jax.load_pretrained(tmp_path / "walk")
 
 
-SLOW = {"talos/walk", "unitree_a1/walk"}
+SLOW = {"talos/walk", "unitree_h1/walk"}
 
 
 @pytest.mark.parametrize(

@@ -404,6 +404,7 @@ def test_masks_that_always_fit_have_an_iou_of_one(env, ends):
     np.testing.assert_array_equal([found["mask_iou"], found["mask_iou_shuffled"]], np.ones((2, 3)))
 
 
+@pytest.mark.slow
 def test_a_clip_longer_than_an_episode_is_measured_over_the_episode(tiny_env, moving_reference):
     """Over the whole clip the IoU could not be above one half."""
     robot = nil_jax.envs.make(tiny_env.spec.handle, tiny_env.config, episode_length=20)  # half of the clip

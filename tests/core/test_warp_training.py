@@ -47,6 +47,7 @@ def test_the_command_trains_on_warp_and_tells_of_lost_contacts(tiny_path, tiny_r
         assert rows[name][physics.OVERFLOW] == 1.0 and rows[name]["mask_iou"] > 0.1
 
 
+@pytest.mark.slow
 def test_a_state_that_was_saved_goes_on_as_it_would_have_with_either_renderer(tiny_path, tiny_reference, tmp_path):
     robot = envs.make(tiny_path, physics="warp")
     ticks = {}

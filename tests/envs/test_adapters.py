@@ -44,6 +44,7 @@ def test_it_is_trained_on_and_evaluated(pendulum):
     assert 0 < row["return"] <= 50 and row["length"] <= 50 * env.dt and "distance" not in row
 
 
+@pytest.mark.slow
 def test_a_real_environment_of_playground_is_trained_on():
     pytest.importorskip("mujoco_playground")
     # Of the DeepMind control suite, whose models ship with Playground: no network.

@@ -249,6 +249,7 @@ def test_a_robot_that_keeps_its_shape_is_ranked_above_one_that_melts(tiny_env, p
     assert bad["score"] < good["score"] - 0.2
 
 
+@pytest.mark.slow
 def test_a_reference_knows_how_its_clip_was_generated(wan, tiny_env, picture, drawn, tmp_path, monkeypatch):
     # Tiny random weights draw no robot: what the pipeline returns is replaced, all else is real.
     monkeypatch.setattr(generate, "_run", lambda pipeline, arguments, seed, report: np.stack([picture] * 8))
