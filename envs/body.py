@@ -7,19 +7,14 @@ base's height follows from it. x is left out: the camera follows it.
 Axes: M motions, T ticks, N poses, D coordinates, J joints, K keypoints, E ends of limbs.
 """
 
-from functools import cached_property
-
-import jax
-import jax.numpy as jnp
 import mujoco
 import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.spatial.transform import Rotation
 
-from nil_jax.envs.robot import RobotEnv, posed
+from nil_jax.envs.robot import RobotEnv
 
 Y, CLEARANCE, ROTATION, JOINTS = 0, 1, slice(2, 5), 5  # of the coordinates; joints from JOINTS on
-CHUNK = 512  # poses in one call, so that it is compiled once
 SAME_PLACE = 0.01  # m
 
 
@@ -48,8 +43,9 @@ class Body:
         labels = self._bodies.tolist()
         twins = [labels.index(of_body.get(body, body)) for body in labels]
         data = _default_pose(env)
-        self._ends, owner = _limb_ends(env, data, self._bodies)
-        self._end_bodies = self._bodies[owner]
+        limb_ends, owner = _limb_ends(env, data, self._bodies)
+        self._point_bodies = np.concatenate([self._bodies, np.repeat(self._bodies[owner], 2)])
+        self._offsets = np.concatenate([np.zeros((len(labels), 3), np.float32), limb_ends.reshape(-1, 3)])
         ends = [len(labels) + 2 * owner.index(twins[index]) + end for index in owner for end in (0, 1)]
         self.keypoint_twins: Int[np.ndarray, " K"] = np.array(twins + ends)
         corners = _corners(model, data, env.robot_geom_ids)
@@ -80,20 +76,24 @@ class Body:
     def kinematics(self, qpos: Float[np.ndarray, "N nq"]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Positions [N, G, 3] and rotations [N, G, 3, 3] of the geoms, height of the feet [N], keypoints [N, K, 3]; m.
 
-        All in the world frame.
+        All in the world frame, by the C engine, which needs no compilation.
         """
-        parts = []
-        for start in range(0, len(qpos), CHUNK):
-            rows = np.minimum(np.arange(start, start + CHUNK), len(qpos) - 1)
-            parts.append([np.asarray(leaf) for leaf in self._kinematics(np.asarray(qpos, np.float32)[rows])])
-        return tuple(np.concatenate(leaves)[: len(qpos)] for leaves in zip(*parts, strict=True))
+        model, data = self.env.mj_model, mujoco.MjData(self.env.mj_model)
+        geom_xpos, xpos = (np.empty((len(qpos), n, 3), np.float32) for n in (model.ngeom, model.nbody))
+        geom_xmat, xmat = (np.empty((len(qpos), n, 3, 3), np.float32) for n in (model.ngeom, model.nbody))
+        for i, pose in enumerate(qpos):
+            data.qpos[:] = pose
+            mujoco.mj_kinematics(model, data)
+            geom_xpos[i], geom_xmat[i] = data.geom_xpos, data.geom_xmat.reshape(-1, 3, 3)
+            xpos[i], xmat[i] = data.xpos, data.xmat.reshape(-1, 3, 3)
+        return geom_xpos, geom_xmat, self.env.lowest_point(geom_xpos, geom_xmat), self.points_of(xpos, xmat)
 
-    def points_of(self, xpos: Float[Array, "b 3"], xmat: Float[Array, "b 3 3"]) -> Float[Array, "K 3"]:
-        """Keypoints in the world frame, m, from positions and rotations of the bodies; may be jitted and vmapped."""
-        ends, owners = jnp.asarray(self._ends), self._end_bodies
-        rotation = xmat[owners].reshape(-1, 3, 3)
-        tips = xpos[owners][:, None] + jnp.einsum("eij,ekj->eki", rotation, ends)
-        return jnp.concatenate([xpos[self._bodies], tips.reshape(-1, 3)])
+    def points_of(
+        self, xpos: Float[Array | np.ndarray, "*n b 3"], xmat: Float[Array | np.ndarray, "*n b 3 3"]
+    ) -> Float[Array | np.ndarray, "*n K 3"]:
+        """Keypoints in the world frame, m, from positions and rotations of the bodies; may be jitted."""
+        turned = (xmat[..., self._point_bodies, :, :] * self._offsets[:, None]).sum(-1)
+        return xpos[..., self._point_bodies, :] + turned
 
     def keypoints(self, qpos: Float[np.ndarray, "*n nq"]) -> Float[np.ndarray, "*n K 3"]:
         """Keypoints as the camera sees them, which follows the base's x, in robot sizes."""
@@ -116,20 +116,6 @@ class Body:
         """
         images = points, points[..., self.keypoint_twins, :] * [1, -1, 1]
         return np.min([np.sqrt(np.square(p - ref_points).sum(-1).mean((-2, -1))) for p in images], axis=0)
-
-    @cached_property
-    def _kinematics(self):
-        env = self.env
-
-        @jax.jit
-        @jax.vmap
-        def run(qpos):
-            data = posed(env.mjx_model, qpos)
-            lowest = env.lowest_point(data.geom_xpos, data.geom_xmat)
-            points = self.points_of(data.xpos, data.xmat)
-            return data.geom_xpos, data.geom_xmat.reshape(-1, 3, 3), lowest, points
-
-        return run
 
 
 def mirror_joints(mj_model: mujoco.MjModel) -> tuple[Int[np.ndarray, " J"], Float[np.ndarray, " J"]]:

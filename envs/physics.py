@@ -10,6 +10,7 @@ Axes: N environments, K poses.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
@@ -21,6 +22,9 @@ from nil_jax.parallel import own_device
 
 TUMBLES, TUMBLE_SECONDS = 8, 1.0  # falls that are watched, and how long each
 OVERFLOW = "buffer_overflow"  # metric: 1 from the step on in which an environment's contacts or rows did not fit
+
+# Traced once for all the programs in which robots move.
+step, kinematics = jax.jit(mjx.step), jax.jit(mjx.kinematics)
 
 
 class Physics(NamedTuple):

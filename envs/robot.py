@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from mujoco import mjx
 
+from nil_jax.envs import physics
 from nil_jax.envs.base import Env, State
 from nil_jax.envs.mjcf import Prepared, prepare
-from nil_jax.envs.physics import jax_physics, warp_physics
 from nil_jax.optional import require_warp
 from nil_jax.parallel import own_device
 
@@ -124,7 +124,7 @@ def forward_kinematics(
 
 def posed(mjx_model: mjx.Model, qpos: Float[Array, " nq"]) -> mjx.Data:
     """The state at rest at `qpos`, with where all bodies and geoms are then."""
-    return mjx.kinematics(mjx_model, mjx.make_data(mjx_model, device=own_device()).replace(qpos=qpos))
+    return physics.kinematics(mjx_model, mjx.make_data(mjx_model, device=own_device()).replace(qpos=qpos))
 
 
 class RobotEnv(Env):
@@ -152,7 +152,7 @@ class RobotEnv(Env):
         self.spec, self.config, self.prepared = spec, config, prepared
         self.action_scale = spec.action_scale if config.action_scale is None else config.action_scale
         self.mj_spec, self.mj_model = model, prepared.mj_model
-        self.physics = jax_physics(prepared.mj_model)
+        self.physics = physics.jax_physics(prepared.mj_model)
         self.mjx_model = self.physics.mjx_model  # for kinematics; also under Warp, whose model needs Warp's data
         self.dt, self.episode_length = config.ctrl_dt, config.episode_length
         self.joint_names = prepared.joint_names
@@ -181,7 +181,7 @@ class RobotEnv(Env):
             require_warp("renderer")
         if config.physics == "warp":
             bounds = np.stack([self.control(jnp.full(self.action_size, end)) for end in (-1.0, 1.0)], axis=1)
-            self.physics = warp_physics(self.mj_model, self.default_qpos, bounds, config.buffer_margin)
+            self.physics = physics.warp_physics(self.mj_model, self.default_qpos, bounds, config.buffer_margin)
 
     def for_batch(self, num_envs: int) -> "RobotEnv":
         """The same robot as one of `num_envs`: Warp keeps the contacts of all in one list."""
@@ -234,12 +234,14 @@ class RobotEnv(Env):
         noise, nj = self.config.reset_noise, len(self.joint_names)
         low, high = jnp.array(self.joint_range, jnp.float32).T
         angles = jnp.clip(qpos[7:] + jax.random.uniform(key_q, (nj,), minval=-noise, maxval=noise), low, high)
-        qpos = grounded(self, jnp.concatenate([qpos[:7], angles]))
+        qpos = jnp.concatenate([qpos[:7], angles])
         qvel = qvel.at[6:].add(jax.random.uniform(key_v, (nj,), minval=-noise, maxval=noise))
         action = jnp.zeros(self.action_size)
-        # Frames of bodies and geoms are all that is looked at; mjx.step computes the rest.
         data = self.physics.make_data(self.num_envs).replace(qpos=qpos, qvel=qvel, ctrl=self.control(action, joints))
-        data = mjx.kinematics(self.physics.mjx_model, data)
+        # Frames of bodies and geoms are all that is looked at; mjx.step computes the rest.
+        above = physics.kinematics(self.physics.mjx_model, data)
+        qpos = qpos.at[2].add(-self.lowest_point(above.geom_xpos, above.geom_xmat))
+        data = physics.kinematics(self.physics.mjx_model, data.replace(qpos=qpos))
         info = {"step": jnp.int32(0), "last_action": action} | self._feet(data)
         return self._state(data, info, self._world(key_world))
 
@@ -253,23 +255,27 @@ class RobotEnv(Env):
 
         def substep(data: mjx.Data, time: Array) -> tuple[mjx.Data, None]:
             ctrl = now if delay is None else jnp.where(time < delay, before, now)
-            return mjx.step(model, data.replace(ctrl=ctrl)), None
+            return physics.step(model, data.replace(ctrl=ctrl)), None
 
         times = self.config.sim_dt * jnp.arange(self.config.n_substeps)
         data, _ = jax.lax.scan(substep, state.data, times)
         # mjx.step leaves the frames of bodies and geoms at the pose before its last integration.
         # `ctrl` is what the next control step begins with, also where this one's came too late for every substep.
-        data = mjx.kinematics(self.physics.mjx_model, data.replace(ctrl=now))
+        data = physics.kinematics(self.physics.mjx_model, data.replace(ctrl=now))
         feet = {name: state.info[name] for name in ("foot_position", "foot_height")}
         return self._state(data, feet | {"last_action": action, "step": state.info["step"] + 1}, world)
 
-    def foot_heights(self, geom_xpos: Float[Array, "G 3"], geom_xmat: Float[Array, "G 3 3"]) -> Float[Array, " C"]:
+    def foot_heights(
+        self, geom_xpos: Float[Array | np.ndarray, "*n G 3"], geom_xmat: Float[Array | np.ndarray, "*n G 3 3"]
+    ) -> Float[Array | np.ndarray, "*n C"]:
         """Height of the lowest point of each of `foot_geom_ids`, m."""
         return self._foot_lower(geom_xpos, geom_xmat)
 
-    def lowest_point(self, geom_xpos: Float[Array, "G 3"], geom_xmat: Float[Array, "G 3 3"]) -> Float[Array, ""]:
+    def lowest_point(
+        self, geom_xpos: Float[Array | np.ndarray, "*n G 3"], geom_xmat: Float[Array | np.ndarray, "*n G 3 3"]
+    ) -> Float[Array | np.ndarray, "*n"]:
         """Height of the lowest point of the feet, m."""
-        return self.foot_heights(geom_xpos, geom_xmat).min()
+        return self.foot_heights(geom_xpos, geom_xmat).min(-1)
 
     def _feet(self, data: mjx.Data) -> dict[str, Array]:
         """Positions [C, 3] and heights [C] of the geoms of the feet, m."""
@@ -289,8 +295,8 @@ class RobotEnv(Env):
         data = mujoco.MjData(self.mj_model)
         data.qpos[:] = qpos
         mujoco.mj_kinematics(self.mj_model, data)
-        lowest = self.lowest_point(jnp.asarray(data.geom_xpos), jnp.asarray(data.geom_xmat).reshape(-1, 3, 3))
-        return np.concatenate([qpos[:2], [qpos[2] - float(lowest)], qpos[3:]]).astype(np.float32)
+        lowest = self.lowest_point(data.geom_xpos[None], data.geom_xmat.reshape(1, -1, 3, 3))
+        return np.concatenate([qpos[:2], qpos[2] - lowest, qpos[3:]]).astype(np.float32)
 
     def control(self, action: Float[Array, " U"], joints: Float[Array, " J"] | None = None) -> Float[Array, " U"]:
         """What MuJoCo's actuators take: target angles (rad) around `joints` (default: standing), or torques (N m)."""
@@ -434,9 +440,11 @@ class _LowerEnds:
         self.radius = model.geom_size[geom_ids, 0].astype(np.float32)
         self.half_length = np.where(is_capsule, model.geom_size[geom_ids, 1], 0.0).astype(np.float32)
 
-    def __call__(self, geom_xpos: Float[Array, "G 3"], geom_xmat: Float[Array, "G 3 3"]) -> Float[Array, " C"]:
-        axis_z = geom_xmat[self.geom_ids, 2, 2]
-        return geom_xpos[self.geom_ids, 2] - abs(axis_z) * self.half_length - self.radius
+    def __call__(
+        self, geom_xpos: Float[Array | np.ndarray, "*n G 3"], geom_xmat: Float[Array | np.ndarray, "*n G 3 3"]
+    ) -> Float[Array | np.ndarray, "*n C"]:
+        axis_z = geom_xmat[..., self.geom_ids, 2, 2]
+        return geom_xpos[..., self.geom_ids, 2] - abs(axis_z) * self.half_length - self.radius
 
 
 def _joint_range(model: mujoco.MjModel) -> np.ndarray:

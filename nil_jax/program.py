@@ -155,6 +155,7 @@ def _training_step(
         batch = replay.sample(memory, keys[0], config.learner.batch_size)
         return actor_critic.update(learner, batch, keys[1])
 
+    @jax.jit  # traced once, for both branches
     def learn(learner: LearnerState, keys: tuple[Array, Array]) -> tuple[LearnerState, dict[str, Array]]:
         learner, metrics = jax.lax.scan(update, learner, keys)
         # The actor's are NaN in updates that leave it alone; one NaN of the critics' has to stay.

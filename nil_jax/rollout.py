@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -204,7 +205,8 @@ class ImitationEnv(VmapWrapper):
             terms |= rewards.motion_terms(self.reward, pose_error, speed_error)
             lost = (pose_error > self.config.lost_pose) & (self.config.lost_pose > 0)
         # One flag for the whole batch, outside of any vmap: the branch that is not taken costs nothing.
-        image_terms, clip = jax.lax.cond(tick, self._look, self._no_look, state, clock, clip)
+        look = jax.jit(self._look)  # traced once, for both branches
+        image_terms, clip = jax.lax.cond(tick, look, partial(_no_look, look), state, clock, clip)
         scale = jnp.where(tick, float(self.control_steps_per_tick), 0.0)
         total, logged = rewards.combine(terms | image_terms, self.reward, image_scale=scale)
         lost |= tick & (image_terms["mask"] < self.config.lost_iou)
@@ -286,7 +288,7 @@ class ImitationEnv(VmapWrapper):
 
         The second column is that of the left/right mirror image: a silhouette cannot tell them.
         """
-        found = (jax.vmap(self.body.points_of)(data.xpos, data.xmat) - follow(data)[:, None]) / self.body.size
+        found = (self.body.points_of(data.xpos, data.xmat) - follow(data)[:, None]) / self.body.size
         mirrored = found[:, self.body.keypoint_twins] * jnp.array([1, -1, 1])
         errors = [image - self._points[self._row(clock)] for image in (found, mirrored)]
         return jnp.stack([jnp.square(error).sum(-1).mean(-1) for error in errors], axis=-1)
@@ -383,10 +385,6 @@ class ImitationEnv(VmapWrapper):
         z = self.encoder.embed_kept(clip)
         return terms | rewards.video_term(self.reward, z, self._ref_embeddings[index]), clip
 
-    def _no_look(self, state: State, clock: Array, clip: Array | None) -> tuple[dict[str, Array], Array | None]:
-        shapes, _ = jax.eval_shape(self._look, state, clock, clip)
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), clip
-
     def _regularizers(self, state: State, action: Array, previous_action: Array) -> dict[str, Array]:
         gravity = state.obs[:, 2 * len(self.env.joint_names) :][:, :3]
         return rewards.regularizer_terms(
@@ -413,6 +411,11 @@ class ImitationEnv(VmapWrapper):
             joints = obs[:, : len(self.env.joint_names)] + jnp.asarray(self.env.default_qpos[7:])
             parts.append(self._joints[self._row(clock + 1)] - joints)
         return jnp.concatenate(parts, axis=1)
+
+
+def _no_look(look: Callable, state: State, clock: Array, clip: Array | None) -> tuple[dict[str, Array], Array | None]:
+    shapes, _ = jax.eval_shape(look, state, clock, clip)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), clip
 
 
 def _fitting(reward: RewardConfig, encoder: Encoder | None, has_motion: bool) -> RewardConfig:

@@ -193,4 +193,6 @@ def student_shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
 
 def params_of(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     """Parameters from named tensors."""
-    return unflatten_dict({name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}, sep="/")
+    # Converted by NumPy: JAX would compile a conversion for every shape.
+    arrays = {name: jnp.asarray(np.asarray(value, np.float32)) for name, value in tensors.items()}
+    return unflatten_dict(arrays, sep="/")

@@ -32,14 +32,6 @@ def optimised_fits():
     align._judge = jax.jit(align._judge.__wrapped__, static_argnames="env", compiler_options=options)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def physics_traced_once():
-    """Of the tiny robot alone there are dozens of programs; each of them would trace its physics again."""
-    from mujoco import mjx
-
-    mjx.step, mjx.kinematics = jax.jit(mjx.step), jax.jit(mjx.kinematics)
-
-
 @pytest.fixture
 def shared() -> Path:
     """The folder of data beside the checkout: skip without it, but on CI its absence is a failure."""

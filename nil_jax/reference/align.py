@@ -259,7 +259,7 @@ def _judge(env: Any, theta: Float[Array, "N P"], mask: Bool[Array, "H W"], *know
     """Puts each pose on the floor, renders it, and compares; compiled once per robot and mask size."""
     cameras, qpos = _candidates(theta, mask, *known)
     geom_xpos, geom_xmat = jax.vmap(partial(envs.forward_kinematics, env.mjx_model))(qpos)
-    ground = jax.vmap(env.lowest_point)(geom_xpos, geom_xmat)
+    ground = env.lowest_point(geom_xpos, geom_xmat)
     geom_xpos = geom_xpos.at[..., 2].add(-ground[:, None])
     scene, target = make_scene(env.mj_model, env.robot_geom_ids), jnp.zeros((len(qpos), 3))
     height, width = mask.shape

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import mujoco
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -149,7 +148,7 @@ def travelled(body: Body, qpos: Float[np.ndarray, "T nq"], *, loop: bool = False
     """
     geom_xpos, geom_xmat, _, _ = body.kinematics(qpos)
     feet = geom_xpos[:, body.env.foot_geom_ids, 0] - qpos[:, :1]
-    height = np.asarray(jax.vmap(body.env.foot_heights)(geom_xpos, geom_xmat))
+    height = body.env.foot_heights(geom_xpos, geom_xmat)
     following, holding = np.roll(feet, -1, axis=0), (height + np.roll(height, -1, axis=0)).argmin(1)
     steps = (feet - following)[np.arange(len(qpos)), holding]
     if not loop and len(steps) > 1:
