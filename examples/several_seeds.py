@@ -8,6 +8,7 @@ command can be stopped and repeated, or repeated with more seeds; with other fla
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,12 +40,11 @@ def trained(robot: str, clip: str, folder: Path, flags: list[str]) -> dict[str, 
 
 def check_same(command: list[str], output: Path) -> None:
     """Refuses to go on in a folder with another robot, clip or flags: those would be no seeds of one mean."""
-    path = output / "command.json"
+    path, got = output / "command.txt", shlex.join(command)
     if not path.is_file():
         output.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(command) + "\n")
-    elif (before := json.loads(path.read_text())) != command:
-        asked, got = " ".join(before), " ".join(command)
+        path.write_text(got + "\n")
+    elif (asked := path.read_text(errors="replace").strip()) != got:
         raise SystemExit(f"several_seeds.py: expected the command of {output}: {asked}; got {got}; type another -o")
 
 

@@ -181,7 +181,7 @@ def test_seeds_are_trained_once_and_summed_up(made, tiny_path, tmp_path, capsys)
     main(arguments)
     first = capsys.readouterr().out
     assert [line.split()[0] for line in first.splitlines()] == ["return", "mask_iou", "distance", "fall"]
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["command.json", "seed_0", "seed_1"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["command.txt", "seed_0", "seed_1"]
     before = (tmp_path / "runs" / "seed_1" / "evaluation.json").stat().st_mtime_ns
     main(arguments)
     assert capsys.readouterr().out == first
