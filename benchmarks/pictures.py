@@ -12,11 +12,11 @@ import numpy as np
 from scipy import ndimage
 
 from nil_jax.envs import Body, mjcf
-from nil_jax.envs.body import CHUNK
 from nil_jax.rendering import Camera, make_scene, render
 
 SCALE, OFFSET, ELEVATION = 0.03, 0.015, 2.0  # error of the other camera: ratio, image heights, degrees
 OVERSAMPLING = 4  # of MuJoCo's pictures, a side
+CHUNK = 512  # poses drawn in one call, so that it is compiled once
 STRANGE_COLOURS = (0.1, 0.7)  # of the robot in the other domain, RGB uniform
 PARTS = ("torso", "hip", "knee", "ankle", "arm")
 PART_NAMES = {
