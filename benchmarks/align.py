@@ -46,7 +46,7 @@ def draw(env: nil_jax.envs.RobotEnv, rng: np.random.Generator) -> tuple[np.ndarr
     qpos, joints = np.array(env.start_qpos), sagittal_joints(env.mj_model, env.start_qpos)
     low, high = env.joint_range[joints].T
     qpos[7 + joints] = np.clip(qpos[7 + joints] + rng.normal(scale=JOINT_SPREAD, size=len(joints)), low, high)
-    qpos = np.asarray(nil_jax.envs.grounded(env, jnp.asarray(qpos, jnp.float32)))
+    qpos = env.on_floor(qpos)
     camera = nominal_camera(env.mj_model, env.start_qpos, env.robot_geom_ids)
     nearer, zoom = np.exp(rng.uniform(-0.3, 0.3)), np.exp(rng.uniform(-0.2, 0.0))
     return qpos, dataclasses.replace(

@@ -8,7 +8,7 @@ from nil_jax.envs.adapters import BraxEnv
 from nil_jax.envs.base import AutoResetWrapper, Env, State, VmapWrapper
 from nil_jax.envs.body import Body
 from nil_jax.envs.registry import make, robots
-from nil_jax.envs.robot import EnvConfig, RobotEnv, RobotSpec, forward_kinematics, grounded
+from nil_jax.envs.robot import EnvConfig, RobotEnv, RobotSpec, forward_kinematics
 
 __all__ = [
     "AutoResetWrapper",
@@ -21,7 +21,6 @@ __all__ = [
     "State",
     "VmapWrapper",
     "forward_kinematics",
-    "grounded",
     "make",
     "robots",
 ]

@@ -23,7 +23,7 @@ from nil_jax.parallel import own_device
 TUMBLES, TUMBLE_SECONDS = 8, 1.0  # falls that are watched, and how long each
 OVERFLOW = "buffer_overflow"  # metric: 1 from the step on in which an environment's contacts or rows did not fit
 
-# Traced once for all the programs in which robots move.
+# Jitted by themselves, so that programs, and parts of one, share their traces.
 step, kinematics = jax.jit(mjx.step), jax.jit(mjx.kinematics)
 
 

@@ -290,7 +290,7 @@ class RobotEnv(Env):
         return qpos
 
     def on_floor(self, qpos: Float[np.ndarray, " nq"]) -> Float[np.ndarray, " nq"]:
-        """`grounded` by the C engine, which needs no compilation; joints within their limits."""
+        """`qpos` moved up or down so that the lowest point of the feet is at z = 0; joints within their limits."""
         qpos = np.concatenate([qpos[:7], np.clip(qpos[7:], *self.joint_range.T)])
         data = mujoco.MjData(self.mj_model)
         data.qpos[:] = qpos
@@ -424,11 +424,6 @@ def rotation_matrix(quat: Float[Array, "4"]) -> Float[Array, "3 3"]:
             [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
         ]
     )
-
-
-def grounded(env: RobotEnv, qpos: Float[Array, " nq"]) -> Float[Array, " nq"]:
-    """`qpos` moved up or down so that the lowest point of the feet is at z = 0; vmappable."""
-    return qpos.at[2].add(-env.lowest_point(*forward_kinematics(env.mjx_model, qpos)))
 
 
 class _LowerEnds:
