@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py [--quick | --full] [--json FILE]
 
-Each size runs in a process of its own. Devices of a CPU are virtual ones: they share its cores, so that what is
-measured there is what splitting costs, not what more hardware brings. The peer is the first size.
+Each size runs in a process of its own. Devices of a CPU are virtual ones, which share its cores: that shows what
+splitting costs, or gains where one device leaves cores idle, not what more hardware brings. The peer is the first size.
 """
 
 import json

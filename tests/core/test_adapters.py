@@ -2,10 +2,12 @@
 
 from functools import partial
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from nil_jax import ImitationEnv
 from nil_jax.adapters import as_brax, as_gymnasium
@@ -75,7 +77,6 @@ def test_brax_trains_on_ours(imitation, trainer):
 
 
 def test_gymnasium_sees_arrays_and_true_last_observations(imitation):
-    gymnasium = pytest.importorskip("gymnasium")
     env = as_gymnasium(imitation, 3, seed=1)
     assert isinstance(env, gymnasium.vector.VectorEnv)
     with pytest.raises(ValueError, match="step: expected a reset"):
@@ -132,8 +133,7 @@ def test_for_brax_a_time_limit_is_a_truncation_only_where_nothing_else_ended_the
 
 
 def test_gymnasiums_own_checker_finds_nothing(recwarn):
-    checker = pytest.importorskip("gymnasium.utils.env_checker")
-    checker.check_env(as_gymnasium(Climb()))
+    check_env(as_gymnasium(Climb()))
     # An observation has no bounds, as in Gymnasium's robots, and nothing is registered with Gymnasium.
     known = ("maximum value is infinity", "minimum value is -infinity", "not having a spec")
     assert [str(w.message) for w in recwarn if not any(part in str(w.message) for part in known)] == []
@@ -147,9 +147,8 @@ def of_form(value):
 
 
 def test_many_robots_act_as_gymnasiums_own_vector_of_single_ones():
-    vector = pytest.importorskip("gymnasium.vector")
     ours = as_gymnasium(Climb(), 3)
-    theirs = vector.SyncVectorEnv([lambda: as_gymnasium(Climb())] * 3, autoreset_mode="SameStep")
+    theirs = gymnasium.vector.SyncVectorEnv([lambda: as_gymnasium(Climb())] * 3, autoreset_mode="SameStep")
     assert ours.metadata["autoreset_mode"] == theirs.metadata["autoreset_mode"]
     for name in ("observation_space", "action_space", "single_observation_space", "single_action_space"):
         assert getattr(ours, name) == getattr(theirs, name)

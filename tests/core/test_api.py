@@ -36,7 +36,6 @@ def test_comments_of_settings_are_their_explanation():
 
 @pytest.mark.slow
 def test_pages_are_made_without_a_warning(tmp_path):
-    pytest.importorskip("pdoc")
     command = [sys.executable, str(DOCS / "make_api.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "", done.stderr

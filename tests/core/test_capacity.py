@@ -69,6 +69,8 @@ def test_the_plan_counts_every_array_that_a_run_keeps(shapes):
     assert plan["replay"] == pytest.approx(4 * transition * 1_000_000, rel=1e-3)
     pool = state.env_state.info[POOL].data.qpos
     assert pool.shape[:2] == (1, 8) and plan["environments"] > 2 * pool.size * 4
+    params = sum(leaf.size for leaf in jax.tree.leaves(state.learner.params))
+    assert plan["learner"] == pytest.approx(4 * 4 * params, rel=0.01)  # with a slow copy, and two moments of Adam
     assert plan["pictures"] == capacity.picture_bytes(8, *env.reference.masks.shape[1:])
     assert set(plan) == {"replay", "environments", "learner", "pictures"}  # there is no encoder
     halves = capacity.memory_plan(state, env, 4, 2)

@@ -82,6 +82,14 @@ def test_render_writes_three_panels(trained, tmp_path):
     assert run("render", trained, "-o", tmp_path / "out.mp4", "--size", "64") == 0
     frames = read_video(tmp_path / "out.mp4").frames
     assert frames.shape[2] == 3 * 64 and 64 < frames.shape[1] < 100
+    clip, agent, _ = np.split((frames[0, -64:] < 200).any(axis=-1), 3, axis=1)
+    assert (clip & agent).sum() > 0.7 * (clip | agent).sum()  # the episode begins as the clip does
+
+
+def test_export_writes_a_policy_that_needs_no_library(trained, tmp_path):
+    assert run("export", trained, "-o", tmp_path / "policy") == 0
+    assert {path.name for path in (tmp_path / "policy").iterdir()} == {"policy.stablehlo", "policy.json", "model.xml"}
+    assert run("export", trained, "-o", tmp_path / "policy") == 2
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tiny_path, clip, tmp_path, monkeypatch, capsys):

@@ -62,6 +62,10 @@ def test_the_command_line_takes_the_defaults_of_the_run_that_it_resumes(tmp_path
     save_config(saved, odd / "config.json")
     command = cli._with_preset(["train", "unitree_a1", "clip.mp4", "--resume", "-o", str(odd)])
     assert inspect.signature(command).parameters["config"].default == saved
+    (seed := tmp_path / "seeds" / "seed_3").mkdir(parents=True)
+    save_config(saved, seed / "config.json")
+    command = cli._with_preset(["train", "unitree_a1", "clip.mp4", "--resume", "-o", str(tmp_path / "seeds")])
+    assert inspect.signature(command).parameters["config"].default == saved
     command = cli._with_preset(["train", "unitree_a1", "clip.mp4", "--resume", "-o", str(tmp_path / "none")])
     assert inspect.signature(command).parameters["config"].default == Config()
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot
 from short_run import SETTINGS, flags
 
 import nil_jax
@@ -142,7 +143,6 @@ def made(tiny_path, clip, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, made, tiny_path, clip, tmp_path, monkeypatch):
-    pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("agg")
     shown = Shown()
     monkeypatch.setitem(sys.modules, "IPython.display", shown.module)

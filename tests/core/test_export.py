@@ -15,7 +15,7 @@ from PIL import Image
 
 from nil_jax.export import _xml, controller, export_policy
 from nil_jax.learning import LearnerConfig, make_actor_critic, make_policy
-from nil_jax.rollout import ImitationEnv
+from nil_jax.rollout import ImitationConfig, ImitationEnv
 
 ALONE = """
 import sys, json, numpy as np, jax, jax.export, mujoco
@@ -25,7 +25,7 @@ call = jax.jit(jax.export.deserialize(bytearray((folder / "policy.stablehlo").re
 about = json.loads((folder / "policy.json").read_text())
 model = mujoco.MjModel.from_xml_path(str(folder / "model.xml"))
 data = mujoco.MjData(model)
-data.qpos[:] = about["start_qpos"]
+data.qpos[:], data.qvel[:] = about["start_qpos"], about["start_qvel"]
 action = np.zeros(model.nu, np.float32)
 for clock in range(20):
     data.ctrl[:], action = call(data.qpos.astype(np.float32), data.qvel.astype(np.float32), action, np.int32(clock))
@@ -35,10 +35,15 @@ print(json.dumps(data.qpos.tolist()))
 """
 
 
-@pytest.fixture(scope="module", params=["with a reference", "without"])
-def trained(request, tiny_env, tiny_reference):
-    reference = tiny_reference if request.param == "with a reference" else None
-    env = ImitationEnv(tiny_env, reference)
+@pytest.fixture(scope="module", params=["on a clip", "from rest on a loop", "without a reference"])
+def trained(request, tiny_env, moving_reference):
+    reference, config = None, ImitationConfig()
+    if request.param == "on a clip":
+        reference = dataclasses.replace(moving_reference, loop=False)
+    elif request.param == "from rest on a loop":  # which is entered where it is most like standing: at frame 5
+        reference = dataclasses.replace(moving_reference, motion=np.roll(moving_reference.motion, 5, axis=0))
+        config = ImitationConfig(starts="rest")
+    env = ImitationEnv(tiny_env, reference, config=config).from_the_start()
     learner = make_actor_critic(env.observation_size, env.action_size, LearnerConfig())
     state = learner.init(jax.random.key(0))
     # An untrained actor hardly acts: a larger one can be told from none.
@@ -65,7 +70,7 @@ def test_exported_files_run_without_the_library(trained, tmp_path):
     export_policy(env, policy, tmp_path / "policy")
     found = json.loads(subprocess.check_output([sys.executable, "-c", ALONE, str(tmp_path / "policy")], text=True))
     model, data = env.env.mj_model, mujoco.MjData(env.env.mj_model)
-    data.qpos[:] = env.env.start_qpos
+    data.qpos[:], data.qvel[:], _ = env.first_pose()
     control, action = jax.jit(controller(env, policy)), np.zeros(model.nu, np.float32)
     for clock in range(20):
         state = data.qpos.astype(np.float32), data.qvel.astype(np.float32)
@@ -76,12 +81,19 @@ def test_exported_files_run_without_the_library(trained, tmp_path):
         export_policy(env, policy, tmp_path / "policy")
 
 
-def test_an_exported_model_finds_its_textures(tmp_path):
-    (tmp_path / "assets").mkdir()
+def test_an_exported_model_finds_its_textures_and_meshes(tmp_path):
+    for folder in ("assets", "shapes"):
+        (tmp_path / folder).mkdir()
+    corners, faces = ("0 0 0", ".1 0 0", "0 .1 0", "0 0 .1"), ("1 3 2", "1 2 4", "1 4 3", "2 3 4")
+    lines = [f"v {corner}" for corner in corners] + [f"f {face}" for face in faces]
+    (tmp_path / "shapes" / "tetra.obj").write_text("\n".join(lines))
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "assets" / "skin.png")
-    texture = '<texture name="skin" type="2d" file="skin.png"/><material name="skin" texture="skin"/>'
-    ball = '<worldbody><body><freejoint/><geom size=".1" material="skin"/></body></worldbody>'
-    head = '<compiler texturedir="assets"/>'
-    (tmp_path / "ball.xml").write_text(f"<mujoco>{head}<asset>{texture}</asset>{ball}</mujoco>")
+    assets = '<texture name="skin" type="2d" file="skin.png"/><material name="skin" texture="skin"/>'
+    assets += '<mesh name="tetra" file="tetra.obj"/>'
+    geoms = '<geom size=".1" material="skin"/><geom type="mesh" mesh="tetra"/>'
+    ball = f"<worldbody><body><freejoint/>{geoms}</body></worldbody>"
+    head = '<compiler texturedir="assets" meshdir="shapes"/>'
+    (tmp_path / "ball.xml").write_text(f"<mujoco>{head}<asset>{assets}</asset>{ball}</mujoco>")
     spec = mujoco.MjSpec.from_file(str(tmp_path / "ball.xml"))
-    assert mujoco.MjModel.from_xml_string(_xml(spec)).ntex == 1
+    model = mujoco.MjModel.from_xml_string(_xml(spec))
+    assert (model.ntex, model.nmesh) == (1, 1)

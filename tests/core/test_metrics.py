@@ -16,7 +16,6 @@ import nil_jax
 from nil_jax import cli
 from nil_jax.run import Run
 
-pytest.importorskip("wandb")
 TWICE = """
 import sys
 from pathlib import Path

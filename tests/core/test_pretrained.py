@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from short_run import SETTINGS
 
 import nil_jax
+from nil_jax import pretrained
 from nil_jax.run import SavedRun
 
 
@@ -37,6 +38,14 @@ def test_a_saved_policy_acts_as_its_run_and_needs_no_clip(run, tmp_path):
         jnp.asarray(found.env.reference.masks)[:, ::2, ::2], jnp.asarray(env.reference.masks)
     )
     assert float(iou.mean()) > 0.7  # drawn from the motion at another size
+
+
+def test_a_policy_that_ships_is_found_by_its_name(run, tmp_path, monkeypatch):
+    nil_jax.save_pretrained(run, tmp_path / "walk")
+    ships = {"unitree_a1/walk": nil_jax.load_pretrained(tmp_path / "walk")}
+    monkeypatch.setattr(pretrained, "load_pretrained", ships.__getitem__)
+    env, policies = pretrained.load_policies("unitree_a1/walk")
+    assert env is ships["unitree_a1/walk"].env and policies == {"policy": ships["unitree_a1/walk"].policy}
 
 
 def test_damaged_policies_are_refused(run, tmp_path):
@@ -69,17 +78,17 @@ SLOW = {"talos/walk", "unitree_h1/walk"}
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in nil_jax.list_pretrained()]
 )
-def test_shipped_policies_load_and_stand_up_for_a_second(name):
+def test_shipped_policies_load_and_walk_for_two_seconds(name):
     found = nil_jax.load_pretrained(name)
     env = found.env.from_the_start()
 
     @jax.jit
-    def second(key):
+    def walk(key):
         def step(state, _):
             return env.step(state, found.policy(state.obs, key)[0], tick=False), None
 
-        return jax.lax.scan(step, env.reset(jax.random.split(key, 2)), None, round(1 / env.dt))[0]
+        return jax.lax.scan(step, env.reset(jax.random.split(key, 2)), None, round(2 / env.dt))[0]
 
-    state = second(jax.random.key(0))
+    state = walk(jax.random.key(0))
     assert not np.asarray(state.metrics["fall"]).any()
-    assert np.asarray(state.data.qpos[:, 0]).min() > 0.1
+    assert np.asarray(state.data.qpos[:, 0]).min() > 0.7 * 2 * found.evaluation["policy"]["speed"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nil_jax
-from nil_jax import rewards
+from nil_jax import evaluation, rewards
 from nil_jax.envs import AutoResetWrapper, Body, State
 from nil_jax.evaluation import _metrics, controls, run_episodes, summary, zero_action
 from nil_jax.reference.motion import velocities
@@ -272,6 +272,11 @@ def test_torques_have_no_pose_to_lie_around(tiny_env, moving_reference):
     assert ImitationEnv(robot, moving_reference).config.targets == "stand"
     with pytest.raises(ValueError, match=r'targets: expected "stand" with torques.*type: --targets stand'):
         ImitationEnv(robot, moving_reference, config=ImitationConfig(targets="clip"))
+    env = ImitationEnv(robot, moving_reference, RewardConfig.paper())
+    state, action = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 2)), np.array([[0.5, -1.0], [0.2, 2.0]])
+    state = jax.jit(env.step)(state, jnp.asarray(action, jnp.float32))
+    np.testing.assert_allclose(state.data.ctrl, robot.torque_limit * np.clip(action, -1, 1), rtol=1e-6)
+    assert (np.asarray(state.reward) > 0).all()
 
 
 class Seesaw(nil_jax.envs.Env):
@@ -326,9 +331,9 @@ def fake_encoder(size: int = 8) -> Encoder:
 
 
 def test_video_term_compares_the_clip_that_ends_at_the_tick(tiny_env, tiny_reference):
-    encoder = fake_encoder()
+    encoder = fake_encoder()._replace(similarity="l2", scale=3.0)  # which the reward takes where it names no other
     reference = nil_jax.with_embeddings(tiny_reference, encoder)
-    env = ImitationEnv(tiny_env, reference, RewardConfig(video_similarity="l2"), encoder)
+    env = ImitationEnv(tiny_env, reference, encoder=encoder)
     auto_env = AutoResetWrapper(env)
     state = jax.jit(auto_env.reset)(jax.random.split(jax.random.key(0), NUM_ENVS))
     tick = jax.jit(lambda state, key: collect(auto_env, sine_policy, state, key))
@@ -337,7 +342,7 @@ def test_video_term_compares_the_clip_that_ends_at_the_tick(tiny_env, tiny_refer
         state, _, metrics = tick(state, jax.random.key(i))
         clip = [*clip[1:], np.asarray(env.pictures(state.data, encoder.image_size))]
         z = encoder.embed(encoder.params, jnp.asarray(np.stack(clip, axis=1)))
-        expected = np.exp(-np.linalg.norm(z - reference.embeddings["fake"][i + 1], axis=-1) / 10.0)
+        expected = np.exp(-np.linalg.norm(z - reference.embeddings["fake"][i + 1], axis=-1) / 3.0)
         np.testing.assert_allclose(metrics["reward/video"][-1] / 2, expected, rtol=1e-4)
 
 
@@ -381,17 +386,57 @@ def test_evaluation_equals_a_loop_over_one_episode(env):
     auto_env = AutoResetWrapper(env)
     state = jax.jit(auto_env.reset)(keys)
     step = jax.jit(lambda state, tick: auto_env.step(state, action, tick=tick))
+    wanted = jnp.repeat(env.ref_masks[:, None], 3 * NUM_ENVS, axis=1)
+    compare = jax.jit(lambda state, index: rewards.mask_iou(env.masks(state), wanted[index]))
+    order = 1 + jax.random.permutation(jax.random.split(jax.random.key(5), 3)[0], env.clip_length - 1)
     action = jnp.concatenate([sine_policy(state.obs[:NUM_ENVS], None)[0], jnp.zeros((2 * NUM_ENVS, 2))])
-    returns, alive, iou = np.zeros(NUM_ENVS), np.ones(NUM_ENVS), np.zeros(NUM_ENVS)
+    returns, alive, iou, shuffled = np.zeros(NUM_ENVS), np.ones(NUM_ENVS), np.zeros(NUM_ENVS), np.zeros(NUM_ENVS)
     for i in range(2 * (env.clip_length - 1)):
         state = step(state, i % 2 == 1)
         alive_before, alive = alive, alive * (1 - np.asarray(state.done[:NUM_ENVS]))
         returns += alive_before * np.asarray(state.reward[:NUM_ENVS])
-        iou += alive * np.asarray(state.metrics["reward/mask"][:NUM_ENVS])
+        iou += alive * np.asarray(state.metrics["reward/mask"][:NUM_ENVS]) / 2
+        shuffled += alive * np.asarray(compare(state, order[i // 2])[:NUM_ENVS]) * (i % 2)
     np.testing.assert_allclose(found["sine"].metrics["return"], returns, rtol=1e-4)
-    np.testing.assert_allclose(found["sine"].metrics["mask_iou"], iou / (2 * (env.clip_length - 2)), rtol=1e-4)
+    np.testing.assert_allclose(found["sine"].metrics["mask_iou"], iou / (env.clip_length - 2), rtol=1e-4)
+    np.testing.assert_allclose(found["sine"].metrics["mask_iou_shuffled"], shuffled / (env.clip_length - 2), rtol=1e-4)
     assert rows["zero action"]["fall"] == 0.0 and rows["zero action"]["length"] == pytest.approx(0.8)
     assert rows["zero action"]["mask_iou"] > rows["random policy"]["mask_iou"]
+
+
+def test_measures_equal_numpy_over_the_first_episode(env):
+    """The first robot falls in the sixth step; behind it another episode has begun."""
+    rng = np.random.default_rng(0)
+    names = ("reward", "forward_velocity", "foot_slip_speed", "locomotion")
+    rows = {name: rng.random((10, 2), np.float32) for name in names}
+    rows |= {"reward/torque": -rng.random((10, 2), np.float32), "joint_velocity": rng.random((10, 2, 3), np.float32)}
+    rows["done"] = np.zeros((10, 2), bool)
+    rows["done"][[5, 7], 0] = True
+    found = _metrics(jax.tree.map(jnp.asarray, rows | {"fall": rows["done"].astype(np.float32)}), env)
+    for i, steps in enumerate((6, 10)):
+        own = {name: row[:steps, i] for name, row in rows.items()}
+        expected = {
+            "return": own["reward"].sum(),
+            "length": steps * 0.02,
+            "fall": steps < 10,
+            "distance": own["forward_velocity"].sum() * 0.02,
+            "speed": own["forward_velocity"].mean(),
+            "foot_slip": own["foot_slip_speed"].mean(),
+            "locomotion": 400 * own["locomotion"].sum() / 10,
+            "torque": np.sqrt(-own["reward/torque"].mean()),
+            "jerk": np.sqrt(np.square(np.diff(own["joint_velocity"], n=2, axis=0) / 0.02**2).mean()),
+        }
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name][i], value, rtol=1e-4, err_msg=name)
+
+
+def test_evaluate_begins_at_rest_where_it_is_asked_to(tiny_env, moving_reference, monkeypatch):
+    begun = []
+    monkeypatch.setattr(evaluation, "compiled_episodes", lambda env, *_: begun.append(env.config.starts) or {})
+    for at_rest in (False, True):
+        nil_jax.evaluate(ImitationEnv(tiny_env, moving_reference), sine_policy, at_rest=at_rest)
+    assert begun == ["first", "rest"]
 
 
 @pytest.mark.parametrize("ends", [True, False])

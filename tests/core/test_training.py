@@ -21,7 +21,7 @@ from nil_jax.checkpoint import Checkpoints
 from nil_jax.config import save_config
 from nil_jax.learning.replay import make_replay
 from nil_jax.program import make_program
-from nil_jax.report import REFERENCE_COLOR, comparison_frames
+from nil_jax.report import AGENT_COLOR, REFERENCE_COLOR, comparison_frames
 from nil_jax.rewards import Encoder
 from nil_jax.run import Run, SavedRun, Stop
 
@@ -109,6 +109,24 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_bit_equal(sign, seeking, 
     jax.tree.map(np.testing.assert_array_equal, resumed.learner, seeking.learner)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_callback_stops_a_run_which_goes_on_with_its_replay_or_a_new_one(kept, seeking, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Seek(), None, tmp_path / "run", callback=stop, checkpoint_replay=kept)
+    half = SavedRun.load(tmp_path / "run")
+    assert half.step == SETTINGS["num_timesteps"] // 2
+    updates = int(half.learner(seeking.learner).steps)
+    assert any(path.name == "replay" for path in (tmp_path / "run" / "checkpoints").glob("*/*")) == kept
+    resumed = nil_jax.train(Seek(), output=tmp_path / "run", resume=True, progress=False)
+    if kept:
+        jax.tree.map(np.testing.assert_array_equal, resumed.learner, seeking.learner)
+    else:  # it learns again once the new replay is filled
+        assert updates < int(resumed.learner.steps) < int(seeking.learner.steps)
+
+
 @pytest.mark.slow
 def test_without_a_clip_the_robots_own_reward_is_learned(tiny_env):
     result = nil_jax.train(tiny_env, progress=False, **SETTINGS)
@@ -129,9 +147,10 @@ def test_a_callback_sees_each_evaluation():
 
 def test_a_film_shows_the_robot_until_its_episode_ends(tiny_env, tiny_reference):
     env = nil_jax.ImitationEnv(tiny_env, tiny_reference)
-    film = nil_jax.make_film(env, seconds=0.4, size=32)
-    frames = film(lambda observation, key: (jnp.zeros((*observation.shape[:-1], env.action_size)), {}))
-    assert frames.shape == (10, 32, 32, 3) and frames.dtype == np.uint8 and frames.min() < 200
+    for seconds, ticks in ((0.4, 10), (2.0, 20)):  # the clip ends after 20
+        film = nil_jax.make_film(env, seconds=seconds, size=32)
+        frames = film(lambda observation, key: (jnp.zeros((*observation.shape[:-1], env.action_size)), {}))
+        assert frames.shape == (ticks, 32, 32, 3) and frames.dtype == np.uint8 and frames.min() < 200
     with pytest.raises(ValueError, match="expected one with a reference"):
         nil_jax.make_film(nil_jax.ImitationEnv(tiny_env, None))
 
@@ -251,7 +270,11 @@ def test_a_run_goes_on_with_other_learning_rates(seeking, tmp_path):
     """As the message of a learner that diverged advises."""
     folder = shutil.copytree(seeking.folder, tmp_path / "run")
     more = {"num_timesteps": SETTINGS["num_timesteps"] * 2, "actor_lr": 1e-5, "critic_lr": 1e-5}
-    nil_jax.train(Seek(), output=folder, resume=True, progress=False, **more)
+    again = nil_jax.train(Seek(), output=folder, resume=True, progress=False, **more)
+    for name, rate in (("actor", 1e-5), ("critic", 1e-5)):
+        pairs = zip(*(jax.tree.leaves(run.learner.params[name]) for run in (again, seeking)), strict=True)
+        updates = int(again.learner.steps) - int(seeking.learner.steps)
+        assert 0 < max(np.abs(now - before).max() for now, before in pairs) < 3 * rate * updates
     assert SavedRun.load(folder).config == SavedRun.load(seeking.folder).config.with_fields(**more)
 
 
@@ -362,14 +385,17 @@ def test_a_loss_that_is_nan_from_the_start_of_a_call_is_seen():
 
 
 def test_a_comparison_shows_the_frames_that_belong_together(tiny_reference):
-    pictures = tiny_reference.frames
-    side = pictures.shape[1]
-    for first in (0, 5):
-        shown = comparison_frames(tiny_reference, np.roll(pictures, -first, axis=0), first)
-        overlay = shown[:, :, 2 * side :]  # of a robot that moves as the clip: all grey
-        assert not (overlay == REFERENCE_COLOR).all(axis=-1).sum() > 0.02 * (overlay == 150).all(axis=-1).sum()
-    late = comparison_frames(tiny_reference, pictures, 5)[:, :, 2 * side :]
-    assert (late == REFERENCE_COLOR).all(axis=-1).sum() > 0.1 * (late == 150).all(axis=-1).sum()
+    pictures, side = tiny_reference.frames, tiny_reference.frames.shape[1]
+    for first, agent in ((0, pictures), (5, np.roll(pictures, -5, axis=0)), (5, pictures)):
+        clip, found, overlay = np.split(comparison_frames(tiny_reference, agent, first)[:, -side:], 3, axis=2)
+        inside = np.s_[:, :, 1:]  # behind the line that parts the panels
+        np.testing.assert_array_equal(clip[inside], np.roll(pictures, -first, axis=0)[inside])
+        np.testing.assert_array_equal(found[inside], agent[inside])
+        wanted, seen = np.roll(tiny_reference.masks, -first, axis=0), (agent < 255).any(axis=-1)
+        colors = ((wanted & seen, 150), (wanted & ~seen, REFERENCE_COLOR), (seen & ~wanted, AGENT_COLOR))
+        for where, color in colors:
+            np.testing.assert_array_equal((overlay == color).all(axis=-1)[inside], where[inside])
+        assert (wanted & ~seen).any() == (agent is pictures and first == 5)
 
 
 def test_the_report_stands_alone(whole):

@@ -46,7 +46,6 @@ def test_it_is_trained_on_and_evaluated(pendulum):
 
 @pytest.mark.slow
 def test_a_real_environment_of_playground_is_trained_on():
-    pytest.importorskip("mujoco_playground")
     # Of the DeepMind control suite, whose models ship with Playground: no network.
     from mujoco_playground import registry
 

@@ -12,7 +12,7 @@ from mujoco import mjx
 from nil_jax import envs
 from nil_jax.envs import AutoResetWrapper, EnvConfig, VmapWrapper
 from nil_jax.envs.base import KEY, POOL
-from nil_jax.envs.robot import rotation_matrix
+from nil_jax.envs.robot import RobotSpec, locomotion_reward, rotation_matrix
 
 # MJX computes in float32, MuJoCo in float64. Free flight agrees to some 1e-7; feet that just touch the floor are in
 # contact or not by rounding, which is worth some 1e-4 m.
@@ -52,17 +52,17 @@ def test_frames_belong_to_the_pose_and_not_to_the_one_before(tiny_env, stepped):
     np.testing.assert_allclose(state.data.geom_xpos, data.geom_xpos, atol=KINEMATICS_TOLERANCE)
 
 
-def test_reset_puts_the_feet_on_the_floor(tiny_env, stepped):
-    state = stepped[1](jax.random.key(1))
-    lowest = tiny_env.lowest_point(state.data.geom_xpos, state.data.geom_xmat)
-    assert abs(float(lowest)) < KINEMATICS_TOLERANCE
-
-
-def test_reset_takes_a_pose_without_a_velocity(tiny_env):
-    pose = jnp.asarray(tiny_env.default_qpos).at[7].set(0.5)
+def test_reset_takes_a_pose_without_a_velocity_and_puts_its_feet_on_the_floor(tiny_env):
+    pose = jnp.asarray(tiny_env.default_qpos).at[7:].set(jnp.array([0.5, -0.4]))
     data = jax.jit(tiny_env.reset)(jax.random.key(0), pose).data
     np.testing.assert_allclose(data.qpos[7:], pose[7:], atol=tiny_env.config.reset_noise)
     np.testing.assert_allclose(data.qvel, 0, atol=tiny_env.config.reset_noise)
+    model, found, feet = tiny_env.mj_model, mujoco.MjData(tiny_env.mj_model), tiny_env.foot_geom_ids
+    found.qpos[:] = data.qpos
+    mujoco.mj_kinematics(model, found)
+    slope = found.geom_xmat[feet, 8] * model.geom_size[feet, 1]  # from the middle of a capsule to its end
+    ends = found.geom_xpos[feet, 2] + np.array([[-1], [1]]) * slope - model.geom_size[feet, 0]
+    assert abs(ends.min()) < KINEMATICS_TOLERANCE and np.ptp(ends) > 0.05
 
 
 def test_observation_has_the_stated_parts(tiny_env, stepped):
@@ -100,6 +100,26 @@ def test_a_reward_of_ones_own_replaces_the_robots_and_pays_no_fall(tiny_env):
     fallen = jax.jit(env.reset)(jax.random.key(0), lying, jnp.zeros(env.mj_model.nv))
     assert fallen.terminated and fallen.reward == 0.0
     assert tiny_env._own_reward is None
+
+
+def test_the_robots_own_reward_is_that_of_locomujoco():
+    human, dog = (RobotSpec("it", "embedded", body=b, target_velocity=v) for b, v in (("", 1.25), ("quadruped", 0.5)))
+    for spec, velocity, exponent in (
+        (human, (1.25, 0.7), 0.0),
+        (human, (0.25, 0.0), -1.0),
+        (human, (3.25, 0.0), -4.0),
+        (dog, (0.5, 0.0), 0.0),
+        (dog, (0.3, 0.0), -1.0),
+        (dog, (0.8, -0.4), -2.5),
+    ):
+        np.testing.assert_allclose(locomotion_reward(spec, jnp.array(velocity)), np.exp(exponent), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("part", "fallen"), [(0.65, False), (0.55, True)])
+def test_a_base_that_is_low_is_a_fall_though_it_is_upright(tiny_env, stepped, part, fallen):
+    state = stepped[1](jax.random.key(0))
+    low = state.data.replace(qpos=state.data.qpos.at[2].set(part * tiny_env.standing_height))
+    assert bool(tiny_env._state(low, state.info, {}).terminated) == fallen
 
 
 def test_lying_down_is_a_fall(tiny_env, stepped):

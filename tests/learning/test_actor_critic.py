@@ -11,7 +11,9 @@ from nil_jax.learning import ACTOR_METRICS, LearnerConfig, make_actor_critic, ma
 from nil_jax.types import Transition
 
 OBS, ACT, B = 5, 3, 16
-SMALL = LearnerConfig(actor_hidden=(16, 16), critic_hidden=(24, 24), batch_size=B, policy_delay=1)
+SMALL = LearnerConfig(
+    actor_hidden=(16, 16), critic_hidden=(24, 24), batch_size=B, policy_delay=1, target_entropy_scale=0.5
+)
 # Sums of float32 in another order than the oracle's.
 FLOAT32_SUM = 1e-5
 
@@ -86,14 +88,15 @@ def test_update_is_pure(learner, state):
     assert int(first.steps) == 1
 
 
+def _zeros(tree):
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
 def test_target_network_follows_by_tau(learner, state):
+    state = replace(state, target_params=_zeros(state.target_params))  # far away: one step moves a critic very little
     after, _ = learner.update(state, _batch(), jax.random.key(1))
-    expected = jax.tree.map(
-        lambda old, new: (1 - SMALL.tau) * np.asarray(old) + SMALL.tau * np.asarray(new),
-        state.target_params,
-        after.params["critic"],
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=FLOAT32_SUM), after.target_params, expected)
+    close = partial(np.testing.assert_allclose, rtol=FLOAT32_SUM)
+    jax.tree.map(lambda a, b: close(a, SMALL.tau * np.asarray(b)), after.target_params, after.params["critic"])
 
 
 def test_what_acts_without_exploring_is_the_mean_of_the_actors_and_later_a_slow_average(learner, state):
@@ -104,12 +107,12 @@ def test_what_acts_without_exploring_is_the_mean_of_the_actors_and_later_a_slow_
         averages.append(jax.tree.map(np.asarray, state.average_actor))
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *actors)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=FLOAT32_SUM), averages[-1], mean)
-    late = replace(state, steps=jnp.int32(10**6))
+    late = replace(state, steps=jnp.int32(10**6), average_actor=_zeros(state.average_actor))  # far from the actor
     after, _ = learner.update(late, _batch(), jax.random.key(7))
-    rate = SMALL.actor_average
-    expected = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, averages[-1], after.params["actor"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=FLOAT32_SUM), after.average_actor, expected)
-    noticed = replace(after, params=after.params | {"actor": jax.tree.map(jnp.zeros_like, after.params["actor"])})
+    close = partial(np.testing.assert_allclose, rtol=FLOAT32_SUM)
+    expected = jax.tree.map(lambda new: SMALL.actor_average * np.asarray(new), after.params["actor"])
+    jax.tree.map(close, after.average_actor, expected)
+    noticed = replace(after, params=after.params | {"actor": _zeros(after.params["actor"])})
     observation = jnp.ones(OBS)
     actions = [learner.act(s, observation, jax.random.key(0), deterministic=True)[0] for s in (after, noticed)]
     np.testing.assert_array_equal(*actions)
@@ -139,19 +142,32 @@ def test_update_compiles_once(learner, state, update_traces):
     assert update_traces == ["update"]
 
 
-def test_first_critic_loss_equals_numpy(learner, state):
-    config, batch = SMALL, _batch()
+def test_critic_loss_equals_numpy(learner, state):
+    """Of a state whose critics, target, actor, its average and statistics are all different."""
+    config, batch, seen = SMALL, _batch(), 1.0 + 2.0 * _batch(5).observation
+    state = learner.observe(state, seen)
+    target_params = jax.tree.map(lambda leaf: 1.5 * leaf, state.target_params)
+    state = replace(state, target_params=target_params, average_actor=_zeros(state.average_actor))
     key_critic, _ = jax.random.split(jax.random.key(1))
     critic = jax.jit(networks.TwinCritic(config.critic_hidden, 1).apply)
-    values = np.asarray(critic(state.params["critic"], batch.observation, batch.action))[..., 0]
-    # Before any observation the statistics are mean 0, deviation 1: normalisation changes nothing.
+    observation, next_observation = (
+        (np.asarray(raw) - np.mean(seen, axis=0)) / np.std(seen, axis=0)
+        for raw in (batch.observation, batch.next_observation)
+    )
+    values = np.asarray(critic(state.params["critic"], observation, batch.action))[..., 0]
     next_action, extras = learner.act(state, batch.next_observation, key_critic)
-    next_values = np.asarray(critic(state.target_params, batch.next_observation, next_action))[..., 0]
+    next_values = np.asarray(critic(state.target_params, next_observation, next_action))[..., 0]
     soft = next_values.min(axis=0) - config.init_temperature * np.asarray(extras["log_prob"])
     target = np.asarray(batch.reward) + config.gamma * np.asarray(batch.discount) * soft
     expected = 0.5 * ((values - target) ** 2).mean(axis=1).sum()
     _, metrics = learner.update(state, batch, jax.random.key(1))
     np.testing.assert_allclose(metrics["critic_loss"], expected, rtol=1e-4)  # two networks deep in float32
+
+
+def test_the_temperature_seeks_the_entropy_of_the_settings(learner, state):
+    _, metrics = learner.update(state, _batch(), jax.random.key(1))
+    above = float(metrics["entropy"]) + SMALL.target_entropy_scale * ACT
+    np.testing.assert_allclose(metrics["alpha_loss"], SMALL.init_temperature * above, rtol=1e-4)
 
 
 def test_log_prob_equals_the_density_of_a_squashed_normal(learner, state):

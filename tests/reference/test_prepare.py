@@ -11,6 +11,7 @@ import pytest
 from nil_jax import envs
 from nil_jax.reference import Reference, Video, prepare_reference, read_video, with_embeddings, write_preview
 from nil_jax.reference.prepare import _shown, clip_at_ticks
+from nil_jax.reference.preview import BOTH, ONLY_CLIP, ONLY_FIT
 from nil_jax.rendering import Camera, make_scene, render_masks, side_camera
 from nil_jax.rewards import Encoder
 
@@ -75,6 +76,19 @@ def test_a_looping_clip_keeps_its_period(robot):
     )
     assert len(looping.masks) == round(13 / 30 / 0.5 * 25)
     assert looping.loop
+
+
+def test_a_robot_that_faces_left_is_mirrored(robot):
+    clip = swinging_clip(robot, frames=11)  # so long that the mirrored one is cut at the mirrored pixel
+    videos = [Video(frames, 30.0, "swing", "0") for frames in (clip, clip[:, :, ::-1])]
+    sizes: Any = {"mask_size": 32, "frame_size": 48, "track": False}
+    made = [prepare_reference(robot, v, facing=f, **sizes) for v, f in zip(videos, ("right", "left"), strict=True)]
+    assert [reference.provenance["mirrored"] for reference in made] == [False, True]
+    for pictures in ("masks", "frames"):
+        right, left = (getattr(reference, pictures) for reference in made)
+        np.testing.assert_array_equal(right, left)
+        assert (right != right[:, :, ::-1]).mean() > 0.02
+    np.testing.assert_array_equal(*(clip_at_ticks(v, m) for v, m in zip(videos, made, strict=True)))
 
 
 def test_a_clip_is_cut_to_the_cycle_that_it_shows(robot):
@@ -224,3 +238,12 @@ def test_the_preview_shows_clip_mask_and_fit(tmp_path, robot, reference):
     share = reference.masks[0].mean()
     for panel in (clip, mask, fit):
         assert np.mean(panel.mean(-1) < 200) == pytest.approx(share, rel=0.3)
+
+    def part_in(color, panel):
+        return np.mean(abs(panel - color).max(axis=-1) < 40) / share
+
+    assert part_in(BOTH, fit) > 0.8 and part_in(ONLY_FIT, fit) < 0.1
+    raised = replace(reference, motion=reference.motion + 0.2 * np.eye(1, 8, 2, dtype=np.float32))
+    write_preview(tmp_path / "raised.mp4", raised, robot, video)
+    fit = np.split(read_video(tmp_path / "raised.mp4").frames[0][40:].astype(int), 3, axis=1)[2]
+    assert part_in(BOTH, fit) < 0.8 and part_in(ONLY_FIT, fit) > 0.1 and part_in(ONLY_CLIP, fit) > 0.1

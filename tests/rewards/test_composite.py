@@ -17,7 +17,9 @@ from nil_jax.rewards import (
     mask_iou,
     mask_terms,
     motion_terms,
+    outline_similarity,
     regularizer_terms,
+    soft_mask_iou,
     video_term,
 )
 from nil_jax.rewards.composite import TERMS
@@ -82,6 +84,15 @@ def test_terms_without_weight_may_be_absent_and_are_logged_when_present():
     np.testing.assert_array_equal(combine(terms, config, 1)[0], combine(without, config, 1)[0])
     assert "reward/video" in combine(terms, config, 1)[1]
     assert "reward/video" not in combine(without, config, 1)[1]
+
+
+def test_mask_terms_take_their_settings():
+    mask, ref_mask = jnp.asarray(np.random.default_rng(0).random((2, N, 16, 16)) < 0.5)
+    config = RewardConfig(soft_mask_weight=1.0, soft_mask_scales=(2, 6), outline_cell=4, outline_scale=0.3)
+    terms = mask_terms(config, mask, ref_mask)
+    alike = np.asarray(outline_similarity(mask, ref_mask, 4))
+    np.testing.assert_allclose(terms["outline"], np.exp((alike - 1) / 0.3), rtol=1e-6)
+    np.testing.assert_allclose(terms["soft_mask"], soft_mask_iou(mask, ref_mask, (2, 6)), rtol=1e-6)
 
 
 def test_motion_terms_are_one_without_error_and_1_over_e_at_their_scales():

@@ -54,8 +54,9 @@ def embed(encoder, frames):
 @pytest.mark.parametrize("kind", ["divided_space_time", "space_only"])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_a_checkpoint_that_pytorch_saved_embeds_as_pytorch_does(tmp_path, kind, pooling):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     torch.manual_seed(0)
     settings = {name: value for name, value in CONFIG.items() if name not in ("model_type", "architectures")}
     settings["attention_type"] = kind
@@ -205,7 +206,7 @@ def test_what_is_neither_folder_nor_id_is_refused_without_a_download(tmp_path, m
     for name in ("no-such-folder", str(tmp_path / "nothing"), "./a/b"):
         with pytest.raises(ValueError, match="expected a folder or a Hugging Face id"):
             load_encoder(name)
-    hub = pytest.importorskip("huggingface_hub")
+    import huggingface_hub as hub
 
     def fail(name, **kwargs):
         assert name == "owner/name" and kwargs["revision"] == "refs/pr/2"
@@ -217,7 +218,8 @@ def test_what_is_neither_folder_nor_id_is_refused_without_a_download(tmp_path, m
 
 
 def test_a_hugging_face_id_loads_what_the_hub_returns(checkpoint, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
+    import huggingface_hub as hub
+
     monkeypatch.setattr(hub, "snapshot_download", lambda *args, **kwargs: str(checkpoint))
     assert load_encoder("owner/name").digest == load_encoder(checkpoint).digest
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from nil_jax.rewards.timesformer import (
     ATTENTION_TYPES,
@@ -31,8 +32,9 @@ SMALL = {
 
 def random_peer(**settings):
     """PyTorch's network with every parameter random: the defaults leave biases and time embeddings at zero."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     torch.manual_seed(0)
     peer = transformers.TimesformerModel(transformers.TimesformerConfig(**settings)).eval()
     with torch.no_grad():
@@ -77,11 +79,10 @@ def test_the_base_network_equals_pytorch():
 
 
 def test_frames_become_pixels_as_the_published_processor_makes_them(strict_promotion):
-    image = pytest.importorskip("PIL.Image")
     frame = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
     for size in (32, 96):
         config = dataclasses.replace(TimesformerConfig(), image_size=size, patch_size=16)
-        resized = np.asarray(image.fromarray(frame).resize((size, size), image.Resampling.BILINEAR), np.float32)
+        resized = np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR), np.float32)
         # Pillow rounds to whole grey levels after each of its two passes: at most one level, in units of the deviation.
         level = 1.01 / 255 / 0.225
         ours = preprocess(jnp.asarray(frame)[None], config)[0]
