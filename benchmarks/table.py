@@ -30,6 +30,7 @@ from rich.table import Table
 
 import nil_jax
 from nil_jax import evaluation
+from nil_jax.cache import use_compilation_cache
 from nil_jax.envs import Body
 from nil_jax.envs.robot import locomotion_reward
 from nil_jax.pretrained import load_policies
@@ -139,6 +140,7 @@ def main() -> None:
     shared = Path(__file__).resolve().parents[2] / "shared" / "mocap"
     command.add_argument("--mocap", type=Path, default=shared if shared.is_dir() else None, metavar="FOLDER")
     options = command.parse_args()
+    use_compilation_cache()  # seeds of one row run the same programs
     groups = defaultdict(list)
     for folder in options.runs:
         title, clip, found = measured(folder, EPISODES["full" if options.full else "quick"], options.mocap)
