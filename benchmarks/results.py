@@ -3,9 +3,11 @@
 python benchmarks/results.py build/bench/*.json
 """
 
+import ast
 import json
 import re
 import sys
+from itertools import groupby
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -37,7 +39,23 @@ def sections(text: str) -> dict[str, str]:
     return {title: table.strip() for title, table in zip(parts[1::2], parts[2::2], strict=True)}
 
 
+def contents(titles: list[str]) -> str:
+    """Links to the tables, one line a script, with what it says of itself."""
+    lines = []
+    for script, parts in groupby(titles, lambda title: title.partition(" ")[0]):
+        about = ast.get_docstring(ast.parse(RESULTS.with_name(script).read_text())).partition("\n")[0]
+        links = (f"[{part.partition(' ')[2].strip('()') or 'table'}](#{_anchor(part)})" for part in parts)
+        lines.append(f"- `{script}`: {about} {', '.join(links)}\n")
+    return "".join(lines)
+
+
+def _anchor(title: str) -> str:
+    """As GitHub makes them of headings."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
 if __name__ == "__main__":
     known = sections(RESULTS.read_text() if RESULTS.is_file() else "")
     known |= dict(section(Path(name)) for name in sys.argv[1:])
-    RESULTS.write_text(HEADER + "".join(f"\n## {title}\n\n{known[title]}\n" for title in sorted(known)))
+    tables = "".join(f"\n## {title}\n\n{known[title]}\n" for title in sorted(known))
+    RESULTS.write_text(f"{HEADER}\n{contents(sorted(known))}{tables}")
