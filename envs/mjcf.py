@@ -126,7 +126,7 @@ def _name_everything(spec: mujoco.MjSpec) -> None:
 def _compile(spec: mujoco.MjSpec) -> mujoco.MjModel:
     try:
         return spec.compile()
-    except (ValueError, mujoco.FatalError) as error:
+    except (ValueError, RuntimeError, MemoryError, mujoco.FatalError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"model: expected an MJCF that MuJoCo compiles, got an error: {reason}") from None
 

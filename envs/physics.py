@@ -23,8 +23,21 @@ from nil_jax.parallel import own_device
 TUMBLES, TUMBLE_SECONDS = 8, 1.0  # falls that are watched, and how long each
 OVERFLOW = "buffer_overflow"  # metric: 1 from the step on in which an environment's contacts or rows did not fit
 
-# Jitted by themselves, so that programs, and parts of one, share their traces.
-step, kinematics = jax.jit(mjx.step), jax.jit(mjx.kinematics)
+
+# Both are jitted by themselves, so that programs, and parts of one, share their traces. GPUs would multiply matrices in
+# TF32, with 10 bits of a mantissa: too few for the solver's Hessian, and for millimetres.
+@jax.jit
+def step(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+    """One physics step, in float32 throughout."""
+    with jax.default_matmul_precision("highest"):
+        return mjx.step(model, data)
+
+
+@jax.jit
+def kinematics(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+    """Where all bodies and geoms are, in float32 throughout."""
+    with jax.default_matmul_precision("highest"):
+        return mjx.kinematics(model, data)
 
 
 class Physics(NamedTuple):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -112,12 +113,16 @@ def _from_file(path: Path) -> tuple[RobotSpec, mujoco.MjSpec]:
 
 
 def _parse(path: Path) -> mujoco.MjSpec:
+    path = Path(os.path.abspath(path))  # from a relative path MuJoCo finds other files than the check
     check_model(path)
     try:
-        return mujoco.MjSpec.from_file(str(path))
-    except (ValueError, mujoco.FatalError) as error:
+        spec = mujoco.MjSpec.from_file(str(path))
+    except (ValueError, RuntimeError, MemoryError, mujoco.FatalError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"robot: expected a valid MJCF in {path}, got an error: {reason}") from None
+    for sensor in list(spec.sensors):  # nothing here reads them, and one may hold any number of values
+        spec.delete(sensor)
+    return spec
 
 
 def _embedded_model(name: str) -> mujoco.MjSpec:

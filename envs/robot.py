@@ -44,6 +44,7 @@ class RobotSpec:
 
 
 DIVERGED = "physics_diverged"  # name of a metric
+LONGEST, MOST_SUBSTEPS = 1_000_000, 1000  # control steps of an episode, physics steps of one of them
 SPREADS = ("mass_spread", "friction_spread", "gain_spread")
 
 
@@ -76,6 +77,11 @@ class EnvConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: expected a positive number, got {value}")
+        if self.ctrl_dt > 1 or self.episode_length > LONGEST:
+            raise ValueError(
+                f"ctrl_dt, episode_length: expected at most 1 s and {LONGEST} steps, got {self.ctrl_dt} s and "
+                f"{self.episode_length}"
+            )
         for name in SPREADS:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")
@@ -100,8 +106,9 @@ class EnvConfig:
                 raise ValueError(f"{name}: expected {listed}, got {getattr(self, name)!r}")
         if not self.buffer_margin >= 1:
             raise ValueError(f"buffer_margin: expected a number >= 1, got {self.buffer_margin}")
-        if abs(self.ctrl_dt / self.sim_dt - self.n_substeps) > 1e-6:
-            raise ValueError(f"ctrl_dt: expected a multiple of sim_dt ({self.sim_dt} s), got {self.ctrl_dt} s")
+        if self.ctrl_dt > MOST_SUBSTEPS * self.sim_dt or abs(self.ctrl_dt / self.sim_dt - self.n_substeps) > 1e-6:
+            expected = f"1 to {MOST_SUBSTEPS} times sim_dt ({self.sim_dt} s)"
+            raise ValueError(f"ctrl_dt: expected a whole multiple, {expected}, got {self.ctrl_dt} s")
 
     @property
     def randomized(self) -> bool:

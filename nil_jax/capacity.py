@@ -3,6 +3,7 @@
 Axes: D devices, N environments of each.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -176,7 +177,12 @@ def with_fastest_renderer(
         return env
     if known is not None:
         return env.with_renderer(known)
-    seconds = {kind: _seconds_per_look(env.with_renderer(kind), num_envs) for kind in RENDERERS}
+    seconds = {"jax": _seconds_per_look(env.with_renderer("jax"), num_envs)}
+    try:
+        seconds["warp"] = _seconds_per_look(env.with_renderer("warp"), num_envs)
+    except RuntimeError as error:  # it may need a newer driver than JAX does
+        say(f"renderer: Warp does not draw here: {str(error).strip().splitlines()[0]}")
+        seconds["warp"] = math.inf
     fastest = RENDERERS[of_the_first(RENDERERS.index(min(seconds, key=lambda kind: seconds[kind])))]
     rates = ", ".join(f"{kind} {num_envs / value:,.0f}" for kind, value in seconds.items())
     say(f"renderer: {rates} looks per second at {num_envs} environments; taking {fastest}")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from nil_jax.files import one_line
+from nil_jax.files import check_only_files, one_line
 
 
 class _Misfit(ValueError):
@@ -80,6 +80,7 @@ class Checkpoints:
             part = self.folder / str(step) / name
             if not part.is_dir():
                 raise _Misfit(f"checkpoint: expected the part {name!r} in {self.folder}, got one without")
+            check_only_files(part, "checkpoint")
             shapes = {path: leaf.shape for path, leaf in ocp.StandardCheckpointHandler().metadata(part).tree.items()}
             differing = [p for p in {*shapes, *leaves} if p not in leaves or shapes.get(p) != leaves[p].shape]
             if differing:

@@ -25,6 +25,7 @@ from nil_jax import __version__, parallel
 from nil_jax.cache import use_compilation_cache
 from nil_jax.config import MAY_CHANGE, PRESETS, REWARDS, Config, load_config
 from nil_jax.distill import DistillConfig
+from nil_jax.files import one_line, printable
 from nil_jax.reference import GenerateConfig, ReferenceConfig
 from nil_jax.rewards import Pooling
 
@@ -366,7 +367,7 @@ def distill(
 
 def _say(line: str) -> None:
     """One line for people; brackets in names are no markup."""
-    ERR.print(line, highlight=False, markup=False, soft_wrap=True)
+    ERR.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_size(size: int) -> None:
@@ -421,8 +422,16 @@ def guarded(command: Callable[[], None], name: str) -> None:
         refused = isinstance(error, OSError) and (error.filename is not None or error.errno in FULL)
         if not (_is_ours(error) or refused):
             raise
-        ERR.print(f"{name}: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        parallel.leave(2)
+        _refuse(f"{name}: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        _refuse(f"{name}: memory: expected sizes that fit into that of this machine, got: {one_line(error)}")
+
+
+def _refuse(line: str) -> None:
+    ERR.print(printable(line), style="red", highlight=False, markup=False, soft_wrap=True)
+    parallel.leave(2)
 
 
 def _parsed(argv: list[str]) -> Callable[[], None]:

@@ -16,6 +16,8 @@ from nil_jax.reference import ReferenceConfig
 from nil_jax.rewards import Encoder, Pooling, RewardConfig, load_encoder
 from nil_jax.rollout import ImitationConfig
 
+MOST_ENVS = 2**20
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -37,6 +39,9 @@ class TrainConfig:
         for name in ("num_timesteps", "num_envs", "num_evals", "num_eval_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        if max(self.num_envs, self.num_eval_envs) > MOST_ENVS:
+            got = f"{self.num_envs} and {self.num_eval_envs}"
+            raise ValueError(f"num_envs, num_eval_envs: expected at most {MOST_ENVS:,}, got {got}")
         if self.num_devices is not None and self.num_devices < 1:
             raise ValueError(f"num_devices: expected an integer >= 1, got {self.num_devices}")
         if not 0 <= self.seed < 2**32:  # JAX's keys have 32 bits of it

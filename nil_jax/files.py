@@ -12,14 +12,32 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-MAX_JSON = 2**26  # bytes
-MAX_ARRAYS = 2**33  # bytes of all arrays of an archive; a reference of the longest clip has 0.3 GB
+MAX_JSON = 2**23  # bytes; parsed it takes twenty times as much
+MAX_ARRAYS = 2**31  # bytes of all arrays of an archive; a reference of the longest clip has 0.3 GB
+MAX_TENSORS = 2**32  # bytes of a safetensors file; the largest TimeSformer has 0.5 GB
+MAX_TEXT = 2000  # characters of a line for people
 MAX_INTEGER = 2**53
 
 
 def one_line(error: BaseException) -> str:
     """What an error says, cut to a line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A line as a terminal may have it: names in files may hold its commands, line breaks, or whole pages."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:MAX_TEXT])
+
+
+def check_only_files(folder: Path, what: str) -> None:
+    """Refuses a folder that holds anything but files and folders: to read a pipe may take for ever.
+
+    Raises:
+        ValueError: a pipe, socket or device in it, or a link to one.
+    """
+    for path in folder.rglob("*"):
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{what}: expected files and folders in {folder}, got {path}, which is neither")
 
 
 def checkpoint_folder(name: str, what: str) -> Path:
@@ -61,9 +79,13 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         ValueError: No such file, too large a one, or one without a JSON object.
     """
     try:
-        if not path.is_file() or path.stat().st_size > MAX_JSON:
-            raise ValueError(f"no file of at most {MAX_JSON >> 20} MB")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file():
+            raise ValueError("no file")
+        with path.open("rb") as file:
+            text = file.read(MAX_JSON + 1)  # files of the system have no size, and no end
+        if len(text) > MAX_JSON:
+            raise ValueError(f"more than {MAX_JSON >> 20} MB")
+        found = json.loads(text.decode())
         if not isinstance(found, dict):
             raise ValueError(f"a {type(found).__name__}")
         return found
@@ -75,11 +97,13 @@ def read_tensors(path: Path, what: str) -> dict[str, np.ndarray]:
     """The arrays in a safetensors file, which hold finite numbers.
 
     Raises:
-        ValueError: No such file, or a damaged one.
+        ValueError: No such file, a damaged one, or one that is too large.
     """
     from safetensors import safe_open
 
     try:
+        if not path.is_file() or path.stat().st_size > MAX_TENSORS:
+            raise ValueError(f"no file of at most {MAX_TENSORS >> 30} GB")
         with safe_open(path, framework="numpy") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
     except Exception as error:  # the library has errors of its own, and others for data types that NumPy does not know
@@ -103,7 +127,7 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
     """The arrays in an npz, whose sizes are looked at before memory is taken for them.
 
     Raises:
-        ValueError: Arrays that are larger than what is stored, or too large in all.
+        ValueError: Arrays that are larger than what is stored, or too large in all, or of another format.
         Exception: Any other, of a file that is no such archive.
     """
     with path.open("rb") as file:  # opened here: np.load leaves the file open where it is not a whole archive
@@ -119,9 +143,9 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
 
 def _check_array(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     with members.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
+        if np.lib.format.read_magic(stream) != (1, 0):  # later ones have headers of up to 4 GB
+            raise ValueError(f"expected the first version of NumPy's format in {member.filename}")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
         if math.prod(shape) * dtype.itemsize + stream.tell() != member.file_size:
             raise ValueError(f"expected {member.filename} to hold {shape}, got {member.file_size} bytes")
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from nil_jax import parallel
 from nil_jax.optional import hidden, require_wandb
+
+MAX_FLOAT = sys.float_info.max
 
 
 class MetricsLog:
@@ -123,9 +126,14 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The rows of a run in the order of writing; a last line that was cut off is left out."""
     rows = []
     path = folder / "metrics.jsonl"
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and all(map(_is_value, row.values())):
                 rows.append(row)
     return rows
+
+
+def _is_value(value: Any) -> bool:
+    """What `MetricsLog` writes: a number of double precision, or None for one that was not finite."""
+    return value is None or (isinstance(value, int | float) and abs(value) <= MAX_FLOAT)

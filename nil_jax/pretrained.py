@@ -24,7 +24,7 @@ from nil_jax.evaluation import Policy
 from nil_jax.files import check_fields, read_json, read_tensors
 from nil_jax.learning import LearnerState, make_policy
 from nil_jax.reference import draw_reference, with_embeddings
-from nil_jax.reference.prepare import CAMERA_ARRAYS
+from nil_jax.reference.prepare import CAMERA_ARRAYS, MAX_TICKS
 from nil_jax.rendering import Camera
 from nil_jax.rollout import ImitationEnv
 from nil_jax.run import SavedRun
@@ -32,7 +32,6 @@ from nil_jax.run import SavedRun
 WEIGHTS, ABOUT, SETTINGS = "policy.safetensors", "policy.json", "config.json"
 CAMERA = ("position", "rotation", "focal", "center")
 AXES = {"motion": 2, "start_qpos": 1, **{f"camera/{part}": shape for part, shape in CAMERA_ARRAYS.items()}}
-MAX_TICKS = 100_000  # of the motion
 FORMAT = "nil_jax_policy"
 KEYS = {"format", "robot", "fingerprint", "fps", "loop", "source", "steps", "evaluation", "versions"}
 

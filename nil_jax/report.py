@@ -52,7 +52,7 @@ def curves(rows: Sequence[Mapping[str, float | None]], names: Sequence[tuple[str
         axes = figure.add_subplot(rows_of_panels, columns, i + 1)
         points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None, markersize=3, linewidth=1.2)
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize=10, parse_math=False)
         axes.set_xlabel("control steps", fontsize=8)
         axes.grid(alpha=0.3)
         axes.locator_params(axis="x", nbins=5)
@@ -123,7 +123,8 @@ def write_report(folder: Path) -> None:
         _listed(about["versions"]),
     ]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(folder.name)}</title>'
-    (folder / "report.html").write_text(f"{page}<style>{STYLE}</style><body>{''.join(body)}</body></html>\n")
+    page += f"<style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
+    (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")  # names of any bytes
 
 
 def _text(value: Any) -> str:

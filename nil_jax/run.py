@@ -31,7 +31,7 @@ from nil_jax.envs import RobotEnv, make
 from nil_jax.envs.physics import OVERFLOW
 from nil_jax.envs.robot import DIVERGED
 from nil_jax.evaluation import untrained_key
-from nil_jax.files import read_json
+from nil_jax.files import printable, read_json
 from nil_jax.learning import ActorCritic, make_actor_critic, make_policy
 from nil_jax.metrics import MetricsLog, check_wandb, read_metrics, start_wandb
 from nil_jax.reference import Reference
@@ -234,6 +234,11 @@ class Run:
         what = "the learner diverged (a loss or gradient is not finite)"
         return f"{what}; {self._kept}, and lower --critic-lr and --actor-lr"
 
+    def out_of_memory(self) -> str:
+        """What to tell when a device has less memory than was planned with."""
+        needs = "memory: expected a run that fits beside what else is on the device, got one that does not"
+        return f"{needs}; {self._kept}; type a smaller --num-envs, --batch-size or --replay-size"
+
     def unwritable(self, error: OSError) -> str:
         """What to tell when a file of the run cannot be written, as on a full disk."""
         return f"output: expected to write to {self.folder}, got: {error}; {self._kept}"
@@ -269,7 +274,7 @@ class Run:
 
     def say(self, line: str) -> None:
         """One line for people."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Callable[[str, float], None]]:

@@ -25,19 +25,18 @@ from nil_jax.reference import (
     Reference,
     ReferenceConfig,
     Video,
-    fit_in_words,
-    hints,
-    in_words,
     is_reference,
     prepare_reference,
     read_video,
     with_embeddings,
 )
+from nil_jax.reference.prepare import remarks
 from nil_jax.report import PANEL, write_comparison, write_report
 from nil_jax.rewards import Encoder
 from nil_jax.rollout import ImitationEnv, control_steps_between
 from nil_jax.run import Run, SavedRun, Stop
 
+MANY = 1024  # robots that a CPU does not simulate in a reasonable time
 CALLS = 200  # the compiled loop returns to the host about this often in a run, to show progress and to log
 
 
@@ -80,9 +79,9 @@ def train(
         config: all settings; by default the preset "cpu", or what a resumed run began with.
         output: folder of the run (settings, metrics, checkpoints, curves, comparison video); without it nothing is
             written.
-        resume: go on from the newest checkpoint in `output`, exactly where it was (but for a replay that begins anew,
-            with `checkpoint_replay=False`); with a larger `num_timesteps` further than was planned. Of the other
-            settings `num_evals`, learning rates, `lr_decay` and `max_grad_norm` may change.
+        resume: go on from the newest checkpoint in `output`, on a CPU exactly where it was (but for a replay that
+            begins anew, with `checkpoint_replay=False`); with a larger `num_timesteps` further than was planned. Of the
+            other settings `num_evals`, learning rates, `lr_decay` and `max_grad_norm` may change.
         source_fps: frames per second of an array or folder.
         encoder: embeds clips for the video term, or a name of one as `config` has it; None: that of the config.
         progress: show a progress bar.
@@ -218,7 +217,9 @@ def _train(
             raise
         raise OSError(run.unwritable(error)) from error
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise ValueError(run.out_of_memory()) from error
+        if jax.process_count() == 1:
             raise
         raise ConnectionError(run.alone()) from error
     finally:
@@ -290,24 +291,29 @@ def _reference(env: Env, given: Any, config: Config, source_fps: float | None, r
         with run.stage("reference") as progress:
             settings = dataclasses.asdict(config.reference)
             given = prepare_reference(env, given, source_fps=source_fps, progress=progress, **settings)
-    made = given.provenance if given is not None else {}
-    if "first_frame_iou" in made:
-        run.say(fit_in_words(given))
-    if "verdict" in made and made["verdict"]["verdict"] != "good":
-        run.say(f"warning: the clip is {in_words(made['verdict'])} (see the preview of nil-jax prepare)")
-    for hint in hints(made):
-        run.say(f"hint: {hint}")
+    for line in remarks(given) if given is not None else ():
+        run.say(line)
     return given
 
 
 def _checked(env: ImitationEnv, config: Config, run: Run, count: int) -> ImitationEnv:
-    """Refuses what does not fit into memory; picks the renderer."""
+    """Refuses what does not fit into memory, or side by side; picks the renderer."""
+    if config.train.num_envs >= MANY and jax.default_backend() == "cpu":
+        run.say(
+            f"warning: JAX sees no GPU here, and {config.train.num_envs:,} robots are many for a CPU (docs/gpus.md); "
+            "to see what it has, type: python -c 'import jax; print(jax.devices())'"
+        )
+    if count > 1 and "warp" in (config.env.physics, config.env.renderer):
+        raise ValueError(
+            f"seeds: expected JAX's physics and renderer for several side by side, got physics={config.env.physics!r}, "
+            f"renderer={config.env.renderer!r}; train one seed at a time, or make the env with 'jax' for both"
+        )
     policies = 2 + len(evaluation.controls(env.action_size))  # trained and untrained ones beside their controls
     num_devices = config.train.num_devices or 1
     drawn = count * config.train.num_envs // num_devices
     check_memory(env, drawn, per_setting=count / num_devices)
     check_memory(env, policies * config.train.num_eval_envs, "num_eval_envs", policies)
-    return with_fastest_renderer(env, drawn, run.say, run.renderer)
+    return with_fastest_renderer(env, drawn, run.say, run.renderer if count == 1 else "jax")
 
 
 def _check_same_clip(reference: Reference | None, given: Any, source_fps: float | None) -> None:

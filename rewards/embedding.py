@@ -181,8 +181,8 @@ def _load_i3d(layer: str | None, file: str | None, pooling: str, dtype: str, num
     if num_frames < 1:
         raise ValueError(f"num_frames: expected an integer >= 1, got {num_frames}")
     weights = i3d_weights.find_weights(file)
-    tensors = i3d_weights.read_weights(weights)
-    _check_tensors(tensors, i3d.tensor_shapes(), f"I3D has, in {weights}")
+    check = partial(_check_tensors, shapes=i3d.tensor_shapes(), where=f"I3D has, in {weights}")
+    tensors = i3d_weights.read_weights(weights, check)
     precision = jnp.dtype(dtype)
     params = i3d.params_from_tensors(tensors, layer, precision)
     embed = _make_embed(partial(i3d.encode, i3d.I3d(layer, precision), pooling), num_frames)

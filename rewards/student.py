@@ -19,7 +19,15 @@ from jaxtyping import Array, Float, Shaped
 
 from nil_jax.files import check_fields
 from nil_jax.rewards.similarity import safe_norm
-from nil_jax.rewards.timesformer import LARGEST, Block, Timesformer, TimesformerConfig, layer_norm, preprocess
+from nil_jax.rewards.timesformer import (
+    LARGEST,
+    MOST_FRAMES,
+    Block,
+    Timesformer,
+    TimesformerConfig,
+    layer_norm,
+    preprocess,
+)
 
 MODEL_TYPE = "nil_jax_student"  # in config.json
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -48,11 +56,9 @@ class StudentConfig:
 
     def __post_init__(self):
         _ = self.space, self.time  # whose own checks speak
-        for name in ("pose_size", "teacher_size"):
-            if not 1 <= getattr(self, name) <= LARGEST:
-                raise ValueError(f"{name}: expected a whole number from 1 to {LARGEST}, got {getattr(self, name)}")
-        if self.num_frames > LARGEST:
-            raise ValueError(f"num_frames: expected at most {LARGEST}, got {self.num_frames}")
+        for name, most in (("pose_size", LARGEST), ("teacher_size", LARGEST), ("num_frames", MOST_FRAMES)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}: expected a whole number from 1 to {most}, got {getattr(self, name)}")
         if not (self.teacher_weight >= 0 and self.scale > 0):
             raise ValueError(f"scale, teacher_weight: expected > 0 and >= 0, got {self.scale}, {self.teacher_weight}")
 

@@ -25,7 +25,8 @@ ACTIVATIONS = {
     "relu": nn.relu,
     "silu": nn.silu,
 }
-LARGEST = 2**16  # of any size: a file that says more would take all memory before it is found wrong
+# A file that says more would take all memory before it is found wrong.
+LARGEST, MOST_FRAMES, LARGEST_IMAGE = 2**16, 256, 1024
 ATTENTION_TYPES = ("divided_space_time", "joint_space_time", "space_only")
 
 
@@ -59,15 +60,16 @@ class TimesformerConfig:
             raise ValueError(f"attention_type: expected one of {ATTENTION_TYPES}, got {self.attention_type!r}")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act: expected one of {tuple(ACTIVATIONS)}, got {self.hidden_act!r}")
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_frames"):
-            if not 1 <= getattr(self, name) <= LARGEST:
-                raise ValueError(f"{name}: expected a whole number from 1 to {LARGEST}, got {getattr(self, name)}")
+        sizes = dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"), LARGEST)
+        for name, most in (sizes | {"num_frames": MOST_FRAMES, "image_size": LARGEST_IMAGE}).items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}: expected a whole number from 1 to {most}, got {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size: expected a multiple of num_attention_heads = {self.num_attention_heads}, "
                 f"got {self.hidden_size}"
             )
-        if self.patch_size < 1 or not 1 <= self.image_size <= LARGEST or self.image_size % self.patch_size:
+        if self.patch_size < 1 or self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size: expected a multiple of patch_size = {self.patch_size}, got {self.image_size}"
             )

@@ -27,6 +27,16 @@ _MIN_OBSERVATION_STD = 1e-3
 _MAX_NORMALIZED = 10.0
 # Of the normal before tanh: small enough for a precise gait, large enough for a finite log density.
 _MIN_ACTION_STD = 1e-3
+# What settings may ask for, so that those of others, in a file, cannot take a machine's memory or hang it.
+MOST_LAYERS, WIDEST = 8, 4096
+MOST = {
+    "batch_size": 2**20,
+    "grad_updates_per_step": 10_000,
+    "n_step": 1000,
+    "num_quantiles": 1000,
+    "policy_delay": 10_000,
+    "replay_size": 2**31 - 1,
+}
 ACTOR_METRICS = ("actor_loss", "alpha_loss", "entropy", "actor_grad_norm")
 
 
@@ -62,16 +72,17 @@ class LearnerConfig:
     def __post_init__(self):
         for name in ("actor_hidden", "critic_hidden"):
             widths = getattr(self, name)
-            _expect(name, len(widths) > 0 and min(widths) >= 1, "one or more positive widths", widths)
+            fits = 1 <= len(widths) <= MOST_LAYERS and 1 <= min(widths) <= max(widths) <= WIDEST
+            _expect(name, fits, f"1 to {MOST_LAYERS} widths from 1 to {WIDEST}", widths)
         for name in ("actor_lr", "critic_lr", "max_grad_norm", "init_temperature"):
             value = getattr(self, name)
             _expect(name, 0.0 < value < math.inf, "a positive number", value)
         for name in ("alpha_lr", "weight_decay", "target_entropy_scale"):
             value = getattr(self, name)
             _expect(name, 0.0 <= value < math.inf, "a number >= 0", value)
-        for name in ("batch_size", "grad_updates_per_step", "n_step", "num_quantiles", "policy_delay", "replay_size"):
+        for name, most in MOST.items():
             value = getattr(self, name)
-            _expect(name, value >= 1, "an integer >= 1", value)
+            _expect(name, 1 <= value <= most, f"an integer from 1 to {most}", value)
         _expect("learning_starts", self.learning_starts >= 0, "an integer >= 0", self.learning_starts)
         _expect("gamma", 0.0 <= self.gamma < 1.0, "a number in [0, 1)", self.gamma)
         for name in ("tau", "actor_average"):

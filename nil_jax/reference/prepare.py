@@ -25,8 +25,8 @@ from nil_jax.reference.clip_masks import SEGMENTERS, find_masks
 from nil_jax.reference.cycle import find_cycle
 from nil_jax.reference.motion import fit_motion, steadied
 from nil_jax.reference.segment import crop, square_crop
-from nil_jax.reference.tempo import tempo
-from nil_jax.reference.verdict import judge
+from nil_jax.reference.tempo import hints, tempo
+from nil_jax.reference.verdict import in_words, judge
 from nil_jax.reference.video import Video, interpolate_masks, read_video, tick_times
 from nil_jax.rendering import Camera
 from nil_jax.rewards import Encoder, clip_indices, embed_clips
@@ -68,8 +68,8 @@ class Reference:
             _expect(f"embeddings[{digest}]", embedding, np.floating, (len(self.frames), "D"))
         if not self.masks[0].any():
             raise ValueError("masks: expected the robot in the first mask, got an empty one; prepare the clip again")
-        if not (np.isfinite(self.fps) and self.fps > 0):
-            raise ValueError(f"fps: expected ticks per second > 0, got {self.fps}")
+        if not 0.1 <= self.fps <= 1000:  # NaN is not, either
+            raise ValueError(f"fps: expected ticks per second from 0.1 to 1000, got {self.fps}")
 
     @property
     def travel_speed(self) -> float | None:
@@ -137,8 +137,12 @@ class Reference:
             parts = {name: arrays[name] for name in ("frames", "masks", "start_qpos")} | {
                 "motion": arrays.get("motion")
             }
-            fps, loop, provenance = float(settings["fps"]), bool(settings["loop"]), dict(settings["provenance"])
-            return cls(fps=fps, loop=loop, camera=camera, embeddings=embeddings, provenance=provenance, **parts)
+            fps, loop, provenance = float(settings["fps"]), settings["loop"], dict(settings["provenance"])
+            if not isinstance(loop, bool):
+                raise ValueError(f"loop: expected true or false, got {loop!r}")
+            found = cls(fps=fps, loop=loop, camera=camera, embeddings=embeddings, provenance=provenance, **parts)
+            remarks(found)  # which reads what the provenance says
+            return found
         except Exception as error:  # a file that is no such archive can fail in any way
             detail = f"no {error}" if isinstance(error, KeyError) else one_line(error)
             raise ValueError(
@@ -151,6 +155,15 @@ def fit_in_words(reference: Reference) -> str:
     words = f"first-frame IoU {reference.provenance['first_frame_iou']:.2f}"
     speed = reference.travel_speed
     return words if speed is None else f"{words}, poses that travel at {speed:.2f} m/s"
+
+
+def remarks(reference: Reference) -> list[str]:
+    """What people are told of a reference before it is learned from, a line each."""
+    made = reference.provenance
+    lines = [fit_in_words(reference)] if "first_frame_iou" in made else []
+    if "verdict" in made and made["verdict"]["verdict"] != "good":
+        lines.append(f"warning: the clip is {in_words(made['verdict'])} (see the preview of nil-jax prepare)")
+    return lines + [f"hint: {hint}" for hint in hints(made)]
 
 
 def is_reference(path: Any) -> bool:

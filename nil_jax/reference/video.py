@@ -21,6 +21,7 @@ from nil_jax.files import read_json
 from nil_jax.reference.decode import IMAGE_SUFFIXES, MAX_FRAMES, decode_images, decode_video
 
 MAX_SECONDS = 30.0
+MAX_BYTES = 2**32  # of a file
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def _read_folder(path: Path, fps: float | None, max_seconds: float) -> Video:
     if not files:
         raise ValueError(f"video {path}: expected images ({', '.join(IMAGE_SUFFIXES)}) in the folder, got none")
     limit = _most_frames(max_seconds, fps)
+    for name in files[:limit]:
+        _expect_size(name)
     digest, frames = hashlib.sha256(), decode_images(files[:limit])
     for name in files[:limit]:
         with name.open("rb") as file:
@@ -122,12 +125,19 @@ def _read_folder(path: Path, fps: float | None, max_seconds: float) -> Video:
 
 
 def _read_file(path: Path, fps: float | None, max_seconds: float) -> Video:
+    _expect_size(path)
     frames, times, rate, shortened = decode_video(path, max_seconds)
     even, even_rate = _even(times, rate)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     pictures = frames if len(even) == len(frames) and (np.diff(even) == 1).all() else frames[even]
     return Video(pictures, float(fps or even_rate), path.name, digest, shortened, _origin(path, digest))
+
+
+def _expect_size(path: Path) -> None:
+    """Files with holes cost their maker nothing, and whoever reads them whole a day."""
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"video: expected a file of at most {MAX_BYTES >> 30} GB, got {path}")
 
 
 def sidecar(path: str | Path) -> Path:

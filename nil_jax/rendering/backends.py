@@ -136,7 +136,7 @@ class WarpRenderer:
             self._contexts[key] = mjx.create_render_context(
                 self._mj_model,
                 num_envs,
-                devices=["cpu"] if jax.default_backend() == "cpu" else None,  # Warp's default may be a GPU all the same
+                devices=sorted({_of_warp(device) for device in jax.local_devices()}),  # Warp's default is one GPU
                 cam_res=(width, height),
                 render_rgb=rgb,
                 render_depth=True,
@@ -153,6 +153,11 @@ class WarpRenderer:
         aspect = width / height
         self._mj_model.cam_sensorsize[0] = aspect, 1.0
         self._mj_model.cam_intrinsic[0] = focal, focal, (0.5 - x) * aspect, 0.5 - y
+
+
+def _of_warp(device: jax.Device) -> str:
+    """Warp's name of a device; all of a CPU are one to it."""
+    return "cpu" if device.platform == "cpu" else f"cuda:{device.local_hardware_id}"
 
 
 def _with_camera_and_lamps(spec: mujoco.MjSpec, geom_ids: np.ndarray) -> mujoco.MjModel:

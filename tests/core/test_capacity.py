@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import nil_jax
-from nil_jax import capacity, envs
+from nil_jax import capacity, envs, training
 from nil_jax.envs import EnvConfig
 from nil_jax.envs.base import POOL
 from nil_jax.program import make_program
@@ -125,6 +125,42 @@ def test_auto_really_draws_with_both(warp_env):
     assert chosen.renderer_kind in capacity.RENDERERS and len(said) == 1
     assert capacity.with_fastest_renderer(warp_env, 8, said.append, known="warp").renderer_kind == "warp"
     assert len(said) == 1  # a run that goes on measures nothing
+
+
+def test_a_warp_that_does_not_draw_here_is_not_taken(warp_env, monkeypatch):
+    def seconds(env, num_envs):
+        if env.renderer_kind == "warp":
+            raise RuntimeError("no CUDA device\nand much more")
+        return 1.0
+
+    monkeypatch.setattr(capacity, "_seconds_per_look", seconds)
+    said = []
+    assert capacity.with_fastest_renderer(warp_env, 8, said.append).renderer_kind == "jax"
+    assert said[0] == "renderer: Warp does not draw here: no CUDA device" and said[1].endswith("taking jax")
+
+
+@pytest.mark.parametrize("kind", ["physics", "renderer"])
+def test_warp_draws_and_moves_no_seeds_side_by_side(tiny_path, tiny_reference, tmp_path, kind):
+    env = envs.make(tiny_path, **{kind: "warp"})
+    with pytest.raises(ValueError, match=rf"seeds: expected JAX's .*{kind}='warp'.*; train one seed at a time"):
+        nil_jax.train_seeds(env, tiny_reference, seeds=(0, 1), output=tmp_path / "runs", video_weight=0.0)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_device_that_is_full_all_the_same_is_told_in_one_line(tiny_env, tmp_path, monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes.")
+
+    monkeypatch.setattr(training, "_train_side_by_side", fail)
+    with pytest.raises(ValueError, match=r"memory: expected .*; no checkpoint was saved yet; type a smaller"):
+        nil_jax.train(tiny_env, output=tmp_path / "run", progress=False)
+
+
+def test_many_robots_without_a_gpu_are_told(tiny_env, monkeypatch, capsys):
+    monkeypatch.setattr(training, "make_program", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        nil_jax.train(tiny_env, num_envs=1024)
+    assert "warning: JAX sees no GPU here, and 1,024 robots" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

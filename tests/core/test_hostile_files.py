@@ -3,6 +3,7 @@
 `NIL_JAX_FUZZ` says how many cases each kind of file gets in the slow test.
 """
 
+import io
 import json
 import os
 import shutil
@@ -25,9 +26,10 @@ from safetensors.numpy import save_file
 from nil_jax import cli, pretrained
 from nil_jax.checkpoint import Checkpoints
 from nil_jax.config import Config, load_config, save_config
-from nil_jax.files import read_json
+from nil_jax.files import read_archive, read_json, read_tensors
 from nil_jax.metrics import read_metrics
-from nil_jax.reference import Reference
+from nil_jax.reference import Reference, read_video
+from nil_jax.report import curves
 from nil_jax.rewards import load_encoder
 from nil_jax.rewards.student import Student, StudentConfig, save_student
 from nil_jax.rewards.timesformer import TimesformerConfig, tensor_shapes
@@ -241,6 +243,107 @@ def test_settings_that_nest_or_grow_without_end_are_refused(tmp_path):
     with path.open("wb") as file:
         file.truncate(2**40)
     assert outcome(read_json, path, "config") is None
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("train", "num_envs", 2**40),
+        ("env", "episode_length", 2**53),
+        ("env", "ctrl_dt", 1e300),
+        ("env", "sim_dt", 1e-300),
+        ("learner", "actor_hidden", [10**9]),
+        ("learner", "critic_hidden", [1] * 100_000),
+        ("learner", "n_step", 2**50),
+        ("learner", "replay_size", 2**53),
+    ],
+)
+def test_settings_that_would_take_the_machine_are_refused(tmp_path, part, name, value):
+    path = tmp_path / "config.json"
+    save_config(Config(), path)
+    whole = json.loads(path.read_text())
+    whole[part][name] = value
+    path.write_text(json.dumps(whole))
+    assert outcome(load_config, path) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("policy", pretrained.WEIGHTS), ("policy", pretrained.ABOUT), ("run", "run.json"), ("checkpoint", "_METADATA")],
+)
+def test_a_pipe_in_place_of_a_file_does_not_hold_up_the_reader(tmp_path, kind, name):
+    make, read = KINDS[kind]
+    make(tmp_path / "made")
+    (file,) = (path for path in (tmp_path / "made").rglob(name) if path.parent.name in ("made", "learner"))
+    file.unlink()
+    os.mkfifo(file)
+    assert outcome(read, tmp_path / "made") is None
+
+
+def test_a_pipe_in_place_of_metrics_is_no_metrics(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    assert outcome(read_metrics, tmp_path) == []
+
+
+def test_rows_that_no_run_writes_are_left_out(tmp_path):
+    rows = ['{"step": 1, "reward/mask": {"a": 1}}', f'{{"step": {10**400}}}', '{"step": 2, "a": null, "b": 0.5}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
+    assert read_metrics(tmp_path) == [{"step": 2, "a": None, "b": 0.5}]
+
+
+def test_names_of_curves_are_no_formulas():
+    assert curves([{"step": 1, "reward/$\\frac$": 1.0}], [("reward/$\\frac$", "$\\frac$")]) is not None
+
+
+def test_what_is_larger_than_anything_real_is_refused_before_it_is_read(tmp_path):
+    """Files with holes, which cost their maker nothing."""
+    for name, read in (("a.safetensors", lambda path: read_tensors(path, "policy")), ("a.mp4", read_video)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**40)
+        assert outcome(read, tmp_path / name) is None
+    with pytest.raises(ValueError, match="video: expected a file of at most 4 GB"):
+        read_video(tmp_path / "a.mp4")
+
+
+def test_an_array_with_a_long_header_is_refused(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_2_0(header, {"descr": "<f4", "fortran_order": False, "shape": ()})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", header.getvalue() + bytes(4))
+    with pytest.raises(ValueError, match="first version of NumPy's format"):
+        read_archive(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("made", [{"verdict": {}}, {"tempo": {}}, {"first_frame_iou": "x"}])
+def test_a_reference_says_of_itself_what_can_be_told(tmp_path, made):
+    make_reference(tmp_path / "made")
+    path = tmp_path / "made" / "reference.json"
+    settings = json.loads(path.read_text())
+    settings["provenance"] |= made
+    path.write_text(json.dumps(settings))
+    assert outcome(Reference.load, tmp_path / "made") is None
+
+
+def test_terminals_get_no_commands_from_names(tmp_path, capsys):
+    make_policy(tmp_path / "made")
+    save_file(
+        {"\x1b]0;taken\x07\nnil-jax: all is well": np.zeros(1, np.float32)}, tmp_path / "made" / pretrained.WEIGHTS
+    )
+    with pytest.raises(SystemExit) as stopped:
+        cli.guarded(lambda: pretrained._read(tmp_path / "made"), "nil-jax")
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "\\x1b]0;taken\\x07\\nnil-jax" in said
+    assert "\x1b" not in said and said.count("\n") == 1
+
+
+def test_too_little_memory_is_told_in_one_line(capsys):
+    def fail():
+        raise MemoryError("Unable to allocate 9 EiB\nfor an array")
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.guarded(fail, "nil-jax")
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1 and "memory: expected" in said and "9 EiB" in said
 
 
 # Reads what standard input names, one a line, in little address space; what happens goes to standard output.

@@ -10,7 +10,7 @@ import pytest
 from mujoco import mjx
 
 from nil_jax import envs
-from nil_jax.envs import AutoResetWrapper, EnvConfig, VmapWrapper
+from nil_jax.envs import AutoResetWrapper, EnvConfig, VmapWrapper, physics
 from nil_jax.envs.base import KEY, POOL
 from nil_jax.envs.robot import RobotSpec, locomotion_reward, rotation_matrix
 
@@ -24,6 +24,14 @@ KINEMATICS_TOLERANCE = 1e-5  # m, float32 over a chain of a few bodies
 def stepped(tiny_env):
     step = jax.jit(tiny_env.step)
     return step, jax.jit(tiny_env.reset)
+
+
+@pytest.mark.parametrize("function", [physics.step, physics.kinematics])
+def test_no_matrix_of_the_physics_is_multiplied_in_fewer_bits_on_a_gpu(tiny_env, function):
+    program = function.lower(tiny_env.mjx_model, mjx.make_data(tiny_env.mjx_model)).as_text()
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert products or function is physics.kinematics
+    assert all("HIGHEST, HIGHEST" in line for line in products)
 
 
 @pytest.mark.parametrize(("where", "height", "amplitude"), [("in the air", 1.0, 0.5), ("on the floor", 0.0, 0.0)])

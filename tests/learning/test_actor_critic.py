@@ -284,15 +284,16 @@ def test_networks_hold_under_strict_promotion(strict_promotion):
     [
         ("gamma", 1.0, r"gamma: expected a number in \[0, 1\), got 1.0"),
         ("tau", 0.0, r"tau: expected a number in \(0, 1\], got 0.0"),
-        ("actor_hidden", (), r"actor_hidden: expected one or more positive widths, got \(\)"),
-        ("critic_hidden", (64, 0), r"critic_hidden: expected one or more positive widths, got \(64, 0\)"),
+        ("actor_hidden", (), r"actor_hidden: expected 1 to 8 widths from 1 to 4096, got \(\)"),
+        ("critic_hidden", (64, 0), r"critic_hidden: expected 1 to 8 widths from 1 to 4096, got \(64, 0\)"),
+        ("critic_hidden", (10**9,), "critic_hidden: expected .* 4096"),
         ("critic_lr", float("nan"), "critic_lr: expected a positive number, got nan"),
         ("alpha_lr", -1.0, "alpha_lr: expected a number >= 0, got -1.0"),
-        ("batch_size", 0, "batch_size: expected an integer >= 1, got 0"),
+        ("batch_size", 0, "batch_size: expected an integer from 1 to 1048576, got 0"),
         ("pessimism", 2.0, r"pessimism: expected a number in \[0, 1\], got 2.0"),
         ("init_temperature", 0.0, "init_temperature: expected a positive number, got 0.0"),
         ("learning_starts", -1, "learning_starts: expected an integer >= 0, got -1"),
-        ("policy_delay", 0, "policy_delay: expected an integer >= 1, got 0"),
+        ("policy_delay", 0, "policy_delay: expected an integer from 1 to 10000, got 0"),
     ],
 )
 def test_config_out_of_range_is_refused_by_name(field, value, message):

@@ -40,6 +40,11 @@ def published_network(tensors, pixels, last="Logits"):
     return jax.jit(network.apply)(variables, pixels)
 
 
+def read(file):
+    """The tensors, whatever they are."""
+    return i3d_weights.read_weights(file, check=lambda tensors: None)
+
+
 def random_frames(*shape):
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
@@ -63,7 +68,7 @@ def test_the_weights_are_those_that_were_published(weights):
 
 
 def test_embeddings_and_class_logits_equal_those_of_the_published_network(weights, strict_promotion):
-    tensors = i3d_weights.read_weights(weights)
+    tensors = read(weights)
     frames = random_frames(1, 16, 224, 224)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # theirs is less strict
         logits, layers = published_network(tensors, jnp.asarray(frames / 127.5 - 1, jnp.float32))
@@ -78,7 +83,7 @@ def test_embeddings_and_class_logits_equal_those_of_the_published_network(weight
 
 
 def test_layers_equal_the_published_network_for_an_odd_number_of_frames(weights):
-    tensors = i3d_weights.read_weights(weights)
+    tensors = read(weights)
     pixels = np.random.default_rng(1).uniform(-1, 1, (1, 5, 96, 64, 3)).astype(np.float32)
     _, expected = published_network(tensors, pixels, last="Mixed_5c")  # its classifier wants larger clips
     layers = ("Conv3d_1a_7x7", "Mixed_4f", "Mixed_5c")
@@ -95,7 +100,7 @@ def test_layers_equal_the_published_network_for_an_odd_number_of_frames(weights)
 
 @pytest.mark.parametrize("layer", ["Conv3d_1a_7x7", "MaxPool3d_4a_3x3", "Mixed_5c"])
 def test_parameters_are_those_that_the_network_asks_for(weights, layer):
-    params = i3d.params_from_tensors(i3d_weights.read_weights(weights), layer)
+    params = i3d.params_from_tensors(read(weights), layer)
     asked = jax.eval_shape(i3d.I3d(layer).init, jax.random.key(0), jnp.zeros((1, 1, 32, 32, 3)))["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, asked)
 
@@ -167,7 +172,7 @@ def test_a_file_that_is_no_such_pickle_is_refused_in_one_line(tmp_path, content)
         load_encoder(f"i3d@{file}")
 
 
-@pytest.mark.parametrize("value", [3, "x", np.zeros(2, np.int32), np.array([None])], ids=repr)
+@pytest.mark.parametrize("value", [3, "x", np.zeros(2, np.int32), np.zeros(2, bool)], ids=repr)
 def test_anything_but_float_arrays_is_refused_by_name(tmp_path, value):
     file = write(tmp_path / "file.ckpt", {"params": {"good": np.zeros(2), "bad": value}})
     with pytest.raises(ValueError, match=r"expected a pickle of float arrays in .*, got no such array 'params/bad'"):
@@ -187,37 +192,37 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(tmp_path, monkeypat
 
 
 def test_a_pickle_is_read_once_and_kept_as_safetensors(small, monkeypatch):
-    first = i3d_weights.read_weights(small)
+    first = read(small)
     assert {name: tensor.shape for name, tensor in first.items()} == {
         "params/a/b/kernel": (2, 3),
         "batch_stats/a/b/mean": (3,),
     }
     monkeypatch.setattr(i3d_weights, "_read_pickle", lambda file: pytest.fail("read again"))
-    again = i3d_weights.read_weights(small)
+    again = read(small)
     assert all(np.array_equal(again[name], first[name]) for name in first) and len(again) == len(first)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_cache_is_made_again(small, tmp_path, damage):
-    first = i3d_weights.read_weights(small)
+    first = read(small)
     (kept,) = (tmp_path / "cache" / "i3d").iterdir()
     good = kept.read_bytes()
     flipped = good[:-1] + bytes([good[-1] ^ 1])
     kept.write_bytes({"cut": good[:-4], "flipped": flipped, "empty": b""}[damage])
-    again = i3d_weights.read_weights(small)
+    again = read(small)
     assert all(np.array_equal(again[name], first[name]) for name in first)
     assert kept.read_bytes() == good
 
 
 def test_a_checkpoint_that_changed_is_read_anew(small):
-    i3d_weights.read_weights(small)
+    read(small)
     write(small, {"params": {"other": np.zeros(1, np.float32)}})
-    assert list(i3d_weights.read_weights(small)) == ["params/other"]
+    assert list(read(small)) == ["params/other"]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(small, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
-    assert len(i3d_weights.read_weights(small)) == 2
+    assert len(read(small)) == 2
 
 
 def test_the_package_is_found_without_importing_it_and_its_absence_says_what_to_type(weights, monkeypatch):
