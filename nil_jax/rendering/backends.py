@@ -6,6 +6,7 @@ Axes: N environments, G geoms of the model, H image rows, W image columns.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +156,7 @@ class WarpRenderer:
         self._mj_model.cam_intrinsic[0] = focal, focal, (0.5 - x) * aspect, 0.5 - y
 
 
-def _of_warp(device: jax.Device) -> str:
+def _of_warp(device: Any) -> str:
     """Warp's name of a device; all of a CPU are one to it."""
     return "cpu" if device.platform == "cpu" else f"cuda:{device.local_hardware_id}"
 
