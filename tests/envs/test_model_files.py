@@ -112,14 +112,9 @@ def test_files_outside_the_folder_are_refused_unless_the_user_allows_them(folder
 )
 def test_a_name_that_two_readers_read_in_two_ways_is_refused(folder, asset):
     """Where MuJoCo finds a link out of the folder, the check would find a folder in it."""
-    for link, inside in (
-        ("li\nk", "li k"),
-        ("li\tk", "li k"),
-        ("li\rk", "li k"),
-        ("é", b"\xe9".decode("utf-8", "surrogateescape")),
-    ):
+    for link in ("li\nk", "li\tk", "li\rk", "é"):
         (folder / link).symlink_to(folder.parent)
-        (folder / inside).exists() or (folder / inside).symlink_to(folder / "assets")
+    (folder / "li k").symlink_to(folder / "assets")
     with pytest.raises(ValueError, match=r"^model: expected plain names in .*, got '&#', or a line break or tab"):
         envs.make(model(folder, asset))
 
