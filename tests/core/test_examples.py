@@ -147,7 +147,7 @@ def test_a_notebook_runs(path, made, tiny_path, clip, tmp_path, monkeypatch):
     shown = Shown()
     monkeypatch.setitem(sys.modules, "IPython.display", shown.module)
     monkeypatch.chdir(tmp_path)
-    smaller = {"ROBOT": str(tiny_path), "CLIP": str(clip), "TRAINING": TINY, "SECONDS": 0.4, "PREPARE": {"speed": 1.0}}
+    smaller = {"ROBOT": str(tiny_path), "CLIP": str(clip), "TRAINING": SETTINGS, "SECONDS": 0.4, "PREPARE": {"speed": 1.0}}
     smaller["SHIPPED"] = str(made / "shipped")
     install, settings, *cells = code_cells(path)
     names = {"__name__": "__main__"}
@@ -158,7 +158,7 @@ def test_a_notebook_runs(path, made, tiny_path, clip, tmp_path, monkeypatch):
         exec(compile(source, f"{path.name}, cell {i + 2}", "exec"), names)
     assert shown.shown and (tmp_path / names["OUTPUT"] / "report.html").is_file()
     assert names["result"].evaluation["policy"]["length"] > 0
-    assert len(shown.updates) == (0 if path.stem == "your_own_robot" else TINY["num_evals"])
+    assert len(shown.updates) == (0 if path.stem == "your_own_robot" else SETTINGS["num_evals"])
 
 
 @pytest.mark.slow
