@@ -147,7 +147,13 @@ def test_a_notebook_runs(path, made, tiny_path, clip, tmp_path, monkeypatch):
     shown = Shown()
     monkeypatch.setitem(sys.modules, "IPython.display", shown.module)
     monkeypatch.chdir(tmp_path)
-    smaller = {"ROBOT": str(tiny_path), "CLIP": str(clip), "TRAINING": SETTINGS, "SECONDS": 0.4, "PREPARE": {"speed": 1.0}}
+    smaller = {
+        "ROBOT": str(tiny_path),
+        "CLIP": str(clip),
+        "TRAINING": SETTINGS,
+        "SECONDS": 0.4,
+        "PREPARE": {"speed": 1.0},
+    }
     smaller["SHIPPED"] = str(made / "shipped")
     install, settings, *cells = code_cells(path)
     names = {"__name__": "__main__"}
