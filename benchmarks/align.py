@@ -117,7 +117,7 @@ def tracked(name: str, robot: str, mocap: Path) -> list[dict]:
     qpos = gait.body.qpos(gait.at(np.arange(ticks) * gait.period / ticks))
     camera = nominal_camera(env.mj_model, env.start_qpos, env.robot_geom_ids)
     masks, started = Ours(gait.body, camera)(qpos[None]).masks[0], time.perf_counter()
-    found = fit_motion(env, masks, camera, qpos[0], loop=True).qpos
+    found = fit_motion(env, masks, camera, qpos[0], fps=RATE, loop=True).qpos
     seconds = (time.perf_counter() - started) / ticks
     joints = sagittal_joints(env.mj_model, env.start_qpos)
     partners, sign = sagittal_partners(env.mj_model, joints)

@@ -24,19 +24,28 @@ from nil_jax.rendering import Camera
 ITERATIONS = 10
 SPREAD_CAMERA = (0.02, 0.03, 0.02, 1e-4, 0.12)  # as in `align`, from tick to tick; the camera's distance is held
 SPREAD_JOINTS = 0.5  # rad
+USUAL = 25.0  # ticks per second, for which the spreads hold
 NEARNESS = 0.03  # score lost where a pose is half a spread away from where the motion leads
 HOME = 0.003  # the same for the first pose: what is hidden goes back there
 DRAG = 0.8  # part of the last change that is expected again
-PACE = 25  # ticks, over which the median of the steps of the base is taken
-GAIT, DRIFT = (5, 2), (15, 1)  # windows (ticks) and orders of the Savitzky-Golay filters of poses and of the camera
+PACE = 1.0  # s, over which the median of the steps of the base is taken
+GAIT, DRIFT = (0.2, 2), (0.6, 1)  # windows (s) and orders of the Savitzky-Golay filters of poses and of the camera
 
 
 class Following(Problem):
     """The fit to one mask of a clip, near the pose that the masks before lead to."""
 
-    def __init__(self, env: Any, mask: Bool[np.ndarray, "H W"], camera: Camera, start_qpos: Float[np.ndarray, " nq"]):
+    def __init__(
+        self,
+        env: Any,
+        mask: Bool[np.ndarray, "H W"],
+        camera: Camera,
+        start_qpos: Float[np.ndarray, " nq"],
+        fps: float,
+    ):
         super().__init__(env, mask, camera, start_qpos)
         self.spread[:JOINTS], self.spread[JOINTS:] = SPREAD_CAMERA, SPREAD_JOINTS
+        self.spread *= USUAL / fps  # what moves between two ticks
         self.first = np.zeros(len(self.spread), np.float32)
         self.first[PITCH] = 2 * np.arcsin(np.clip(start_qpos[5], -1, 1))
         self.first[JOINTS:] = start_qpos[7 + self.joints]
@@ -44,8 +53,9 @@ class Following(Problem):
 
     def cost(self, theta: Float[np.ndarray, "N P"]) -> Float[np.ndarray, " N"]:
         """Of poses that are far from the expected one, and a little of those far from the first."""
-        away, changed = ((theta - pose) / (self.spread / 2) for pose in (self.expected, self.first))
-        home = np.square(changed[:, JOINTS:]).mean(-1) if changed.shape[1] > JOINTS else 0.0
+        away = (theta - self.expected) / (self.spread / 2)
+        changed = (theta - self.first)[:, JOINTS:] / (SPREAD_JOINTS / 2)
+        home = np.square(changed).mean(-1) if changed.shape[1] else 0.0
         return NEARNESS * np.square(away).mean(-1) + HOME * home
 
     def poses(self, theta: Float[np.ndarray, "T P"]) -> Float[np.ndarray, "T nq"]:
@@ -71,6 +81,7 @@ def fit_motion(
     camera: Camera,
     start_qpos: Float[np.ndarray, " nq"],
     *,
+    fps: float,
     loop: bool = False,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
@@ -82,11 +93,12 @@ def fit_motion(
         masks: The robot at every tick.
         camera: Fitted to the first mask.
         start_qpos: Fitted to the first mask.
+        fps: Ticks per second.
         loop: The first pose follows the last.
         seed: Of the candidates.
         progress: Called with the finished part, in [0, 1].
     """
-    problem, rng = Following(env, masks[0], camera, start_qpos), np.random.default_rng(seed)
+    problem, rng = Following(env, masks[0], camera, start_qpos, fps), np.random.default_rng(seed)
     path = [problem.first, problem.first]
     for tick, mask in enumerate(masks[1:], 1):
         problem.mask, problem.expected = mask, path[-1] + DRAG * (path[-1] - path[-2])
@@ -96,18 +108,26 @@ def fit_motion(
         if progress is not None:
             progress(tick / (len(masks) - 1))
     # A loop's poses go on at its end; its camera, which has drifted, jumps there.
-    drift, theta = _smooth(np.array(path[1:]), *DRIFT), _smooth(np.array(path[1:]), *GAIT, loop)
+    path = np.array(path[1:])
+    drift, theta = _smooth(path, fps, *DRIFT), _smooth(path, fps, *GAIT, loop)
     drift -= drift[0]
     body, qpos = Body(env), problem.poses(theta)
     qpos[:, 2] -= body.kinematics(qpos)[2]
-    qpos[1:, 0] = np.cumsum(evened(travelled(body, qpos, loop=loop), loop=loop)[:-1])
+    qpos[1:, 0] = np.cumsum(evened(travelled(body, qpos, loop=loop), fps, loop=loop)[:-1])
     return Motion(qpos, drift[:, SCALE : DOWN + 1])
 
 
-def _smooth(theta: Float[np.ndarray, "T P"], window: int, order: int, loop: bool = False) -> Float[np.ndarray, "T P"]:
+def _odd(ticks: float) -> int:
+    """The nearest odd number; filters want one."""
+    return 2 * round((ticks - 1) / 2) + 1
+
+
+def _smooth(
+    theta: Float[np.ndarray, "T P"], fps: float, seconds: float, order: int, loop: bool = False
+) -> Float[np.ndarray, "T P"]:
     from scipy.signal import savgol_filter  # here, because every `import nil_jax` would wait for it
 
-    window = min(window, len(theta) - 1 + len(theta) % 2)  # odd
+    window = min(_odd(fps * seconds), len(theta) - 1 + len(theta) % 2)  # odd
     if window <= order:
         return theta
     return savgol_filter(theta, window, order, axis=0, mode="wrap" if loop else "interp").astype(np.float32)
@@ -156,12 +176,12 @@ def travelled(body: Body, qpos: Float[np.ndarray, "T nq"], *, loop: bool = False
     return steps
 
 
-def evened(steps: Float[np.ndarray, " T"], *, loop: bool = False) -> Float[np.ndarray, " T"]:
-    """A running median of the steps of `travelled` on fitted poses.
+def evened(steps: Float[np.ndarray, " T"], fps: float, *, loop: bool = False) -> Float[np.ndarray, " T"]:
+    """A running median of the steps of `travelled` on fitted poses, of which there are `fps` a second.
 
     Where both feet are low, a small error of the fit decides which one seems to hold: single steps are far off.
     """
-    return median_filter(steps, PACE, mode="wrap" if loop else "reflect")
+    return median_filter(steps, _odd(fps * PACE), mode="wrap" if loop else "reflect")
 
 
 def velocities(

@@ -269,7 +269,7 @@ def prepare_reference(
     fit = fit_start(env, tick_masks[0], progress=partial(report, "align"))
     motion = None
     if config.track:
-        follow = partial(fit_motion, env, tick_masks, fit.camera, fit.start_qpos, loop=config.loop)
+        follow = partial(fit_motion, env, tick_masks, fit.camera, fit.start_qpos, fps=config.fps, loop=config.loop)
         motion = follow(progress=partial(report, "track"))
         center = np.asarray(fit.camera.center)
         frames, fine_masks = (steadied(part, motion.drift, center) for part in (frames, fine_masks))
