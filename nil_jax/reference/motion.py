@@ -24,7 +24,7 @@ from nil_jax.rendering import Camera
 ITERATIONS = 10
 SPREAD_CAMERA = (0.02, 0.03, 0.02, 1e-4, 0.12)  # as in `align`, from tick to tick; the camera's distance is held
 SPREAD_JOINTS = 0.5  # rad
-USUAL = 25.0  # ticks per second, for which the spreads hold
+USUAL = 25.0  # ticks per second, up to which the spreads hold
 NEARNESS = 0.03  # score lost where a pose is half a spread away from where the motion leads
 HOME = 0.003  # the same for the first pose: what is hidden goes back there
 DRAG = 0.8  # part of the last change that is expected again
@@ -45,7 +45,7 @@ class Following(Problem):
     ):
         super().__init__(env, mask, camera, start_qpos)
         self.spread[:JOINTS], self.spread[JOINTS:] = SPREAD_CAMERA, SPREAD_JOINTS
-        self.spread *= USUAL / fps  # what moves between two ticks
+        self.spread *= min(1.0, USUAL / fps)  # wider ones, at lower rates, lose the pose
         self.first = np.zeros(len(self.spread), np.float32)
         self.first[PITCH] = 2 * np.arcsin(np.clip(start_qpos[5], -1, 1))
         self.first[JOINTS:] = start_qpos[7 + self.joints]
